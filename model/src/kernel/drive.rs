@@ -1,0 +1,383 @@
+//! Cuts tasks into tiles and tiles into blocks, and hands the blocks to the kernels.
+//!
+//! A *tile* is some panels of one task, for a run of its rows; a thread claims one after the other from a counter, larger
+//! ones first. Inside, terms are cut into blocks that stay in the caches, rows into passes whose values stay in
+//! L2, panels into what a kernel takes at once. Sums that are not complete wait in f32 in the thread's
+//! own scratch, in order, so cutting changes no bits.
+//!
+//! Weights come from memory once per tile. While a block is computed the next is prefetched, and the next tile is
+//! claimed before the last blocks of this one, so that prefetching runs on across tiles and tasks.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::block::{Ahead, Block};
+use super::finish::{Sums, finish};
+use super::gemm::Task;
+use super::matrix::{Element, PANEL};
+use super::path::{Mode, Plan};
+use super::rows::RowsRef;
+use super::{Kernels, Region, math};
+use crate::pool::Pool;
+
+/// The most rows of a tile; more are computed as if they were several tasks. Weights are then read once for every
+/// so many rows, which costs 256 multiply-adds per weight: memory does not bind.
+const TILE_ROWS_MAX: usize = 256;
+
+/// Bytes of scratch for rows: half of a 1 MiB L2, and what most smaller ones can share with the weights.
+const ROW_BYTES: usize = 448 << 10;
+/// Bytes of scratch for widened weights.
+const WIDE_BYTES: usize = 256 << 10;
+/// Bytes of scratch for sums: the most rows of the most panels of a tile.
+const SUM_BYTES: usize = TILE_ROWS_MAX * TILE_PANELS_MAX * PANEL * 4;
+const TILE_PANELS_MAX: usize = 16;
+
+/// Less work than this (bytes of weights and multiply-adds, whichever is more) is not worth waking other threads.
+const WORK_ALONE: usize = 48 << 10;
+
+/// How one task is cut, and where its units begin among those of all tasks. A unit is two panels.
+struct Share {
+    plan: Plan,
+    first: usize,
+    units: usize,
+    /// Runs of rows.
+    runs: usize,
+}
+
+/// A piece of a task that one thread computes.
+#[derive(Clone, Copy)]
+struct Tile {
+    task: usize,
+    row: usize,
+    rows: usize,
+    panel: usize,
+    panels: usize,
+}
+
+/// Tasks that all threads may read: each writes only the tiles it has claimed.
+struct Shared<'a, 'b>(&'a [Task<'b>]);
+// SAFETY: matrices and inputs are only read; sinks are written by whoever claimed a tile, and no tile is claimed twice.
+unsafe impl Sync for Shared<'_, '_> {}
+
+thread_local! {
+    static SHARES: RefCell<Vec<Share>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: Scratch = Scratch::new();
+}
+
+pub(super) fn drive(kernels: Kernels, pool: &Pool, tasks: &[Task<'_>]) {
+    let mut shares = SHARES.take();
+    shares.clear();
+    let mut total = 0;
+    let mut work = 0;
+    for task in tasks {
+        let shape = task.weights.shape();
+        let bf16_rows = matches!(task.input, RowsRef::Bf16 { .. });
+        let runs = task.rows.div_ceil(TILE_ROWS_MAX);
+        let mode = Plan::mode(kernels, bf16_rows, shape.element == Element::Bf16);
+        let plan = Plan::new(kernels, mode, task.rows.div_ceil(runs.max(1)), shape.k);
+        let units = shape.panels().div_ceil(2);
+        shares.push(Share { plan, first: total, units, runs });
+        total += units * runs;
+        work += shape.bytes() * task.rows.div_ceil(8);
+    }
+    let claims = Claims { tasks: Shared(tasks), shares: &shares, total, threads: pool.threads(), next: AtomicUsize::new(0) };
+    let compute = |_| SCRATCH.with(|scratch| Thread { kernels, claims: &claims, scratch, rows_held: None }.run());
+    if work < WORK_ALONE { compute(0) } else { pool.run(&compute) }
+    SHARES.set(shares);
+}
+
+struct Claims<'a, 'b> {
+    tasks: Shared<'a, 'b>,
+    shares: &'a [Share],
+    total: usize,
+    threads: usize,
+    next: AtomicUsize,
+}
+
+impl Claims<'_, '_> {
+    /// The next tile; `task` is that of the tile claimed before, as tiles come in order.
+    fn claim(&self, task: usize) -> Option<Tile> {
+        let mut task = task;
+        let mut at = self.next.load(Ordering::Relaxed);
+        loop {
+            if at >= self.total {
+                return None;
+            }
+            while at >= self.shares[task].first + self.shares[task].units * self.shares[task].runs {
+                task += 1;
+            }
+            let share = &self.shares[task];
+            let (run, unit) = ((at - share.first) / share.units, (at - share.first) % share.units);
+            // Smaller towards the end, so that all threads finish together.
+            let most = if self.threads == 1 { usize::MAX } else { ((self.total - at) / (2 * self.threads)).max(1) };
+            let units = (share.plan.tile / 2).min(share.units - unit).min(most);
+            match self.next.compare_exchange_weak(at, at + units, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => {
+                    let (rows, panels) = (self.tasks.0[task].rows, self.tasks.0[task].weights.shape().panels());
+                    let row = rows * run / share.runs;
+                    return Some(Tile {
+                        task,
+                        row,
+                        rows: rows * (run + 1) / share.runs - row,
+                        panel: unit * 2,
+                        panels: (units * 2).min(panels - unit * 2),
+                    });
+                }
+                Err(now) => at = now,
+            }
+        }
+    }
+
+    /// The first line of a tile's panels, for prefetching, and the bytes between panels.
+    fn start_of(&self, tile: Tile) -> (*const u8, usize) {
+        let weights = self.tasks.0[tile.task].weights;
+        (weights.panel(tile.panel), weights.shape().panel_bytes())
+    }
+}
+
+/// What a thread keeps between runs.
+struct Scratch {
+    memory: Region,
+}
+
+impl Scratch {
+    fn new() -> Scratch {
+        Scratch { memory: Region::new((ROW_BYTES + WIDE_BYTES + SUM_BYTES).next_multiple_of(2 << 20)) }
+    }
+
+    fn rows(&self) -> *mut f32 {
+        self.memory.as_ptr().cast()
+    }
+
+    fn wide(&self) -> *mut f32 {
+        self.memory.as_ptr().wrapping_add(ROW_BYTES).cast()
+    }
+
+    fn sums(&self) -> *mut f32 {
+        self.memory.as_ptr().wrapping_add(ROW_BYTES + WIDE_BYTES).cast()
+    }
+}
+
+/// Which rows lie in the scratch: of which task, from which row and which k on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Held {
+    task: usize,
+    row: usize,
+    rows: usize,
+    term: usize,
+    terms: usize,
+}
+
+/// One thread's part of a run.
+struct Thread<'a, 'b> {
+    kernels: Kernels,
+    claims: &'a Claims<'a, 'b>,
+    scratch: &'a Scratch,
+    rows_held: Option<Held>,
+}
+
+impl Thread<'_, '_> {
+    fn run(&mut self) {
+        let mut tile = self.claims.claim(0);
+        while let Some(now) = tile {
+            tile = self.tile(now);
+        }
+    }
+
+    /// Computes a tile, and returns the next, which it has claimed before the end to prefetch its weights.
+    fn tile(&mut self, tile: Tile) -> Option<Tile> {
+        let task = &self.claims.tasks.0[tile.task];
+        let plan = self.claims.shares[tile.task].plan;
+        let k = task.weights.k();
+        let whole = tile.rows * stride(plan.mode, k) * 4 <= ROW_BYTES;
+        let pass = if whole && plan.terms >= k { tile.rows } else { plan.pass };
+        let passes = tile.rows.div_ceil(plan.pass.min(pass));
+        let mut next = None;
+        let mut claimed = false;
+        let c_stride = tile.panels * PANEL;
+        let mut k0 = 0;
+        while k0 < k {
+            let terms = plan.terms.min(k - k0);
+            let last_terms = k0 + terms == k;
+            for index in 0..passes {
+                let (row, end) = (tile.rows * index / passes, tile.rows * (index + 1) / passes);
+                let rows = end - row;
+                let last_pass = last_terms && index + 1 == passes;
+                let (a, a_stride) = if whole {
+                    let held = Held { task: tile.task, row: tile.row, rows: tile.rows, term: 0, terms: k };
+                    let a_stride = self.hold(task, plan.mode, held);
+                    (self.scratch.rows().wrapping_add(row * a_stride + columns(plan.mode, k0)), a_stride)
+                } else {
+                    let held = Held { task: tile.task, row: tile.row + row, rows, term: k0, terms };
+                    (self.scratch.rows(), self.hold(task, plan.mode, held))
+                };
+                let blocks = rows.div_ceil(plan.rows_max);
+                let mut panel = 0;
+                while panel < tile.panels {
+                    let panels = plan.group(self.kernels, rows.div_ceil(blocks), tile.panels - panel);
+                    let last_group = panel + panels == tile.panels;
+                    // What comes after this group: the same panels' next terms, or the next panels.
+                    let at = |panel: usize, k: usize| line(task, tile.panel + panel, k);
+                    let own = task.weights.shape().panel_bytes();
+                    let after = if plan.together && !last_terms {
+                        Some((at(panel, k0 + terms), own))
+                    } else if !plan.together && !last_group {
+                        Some((at(panel + panels, k0), own))
+                    } else if !plan.together && !last_pass {
+                        Some((at(0, if index + 1 == passes { k0 + terms } else { k0 }), own))
+                    } else {
+                        if !claimed {
+                            claimed = true;
+                            next = self.claims.claim(tile.task);
+                        }
+                        next.map(|next| {
+                            let (start, stride) = self.claims.start_of(next);
+                            (start.wrapping_add(if plan.together { panel * stride } else { 0 }), stride)
+                        })
+                    };
+                    let keeping = if blocks >= plan.keep_from { plan.kernels_keeping(self.kernels, panels) } else { None };
+                    for block in 0..blocks {
+                        let (first, end) = (rows * block / blocks, rows * (block + 1) / blocks);
+                        let kernel = match keeping {
+                            Some(keeping) if block == 0 => Some((keeping.keep)(end - first)),
+                            Some(keeping) => Some((keeping.kept)(end - first)),
+                            None => plan.kernel(self.kernels, end - first, panels),
+                        };
+                        let b = at(panel, k0);
+                        let block = Block {
+                            rows: end - first,
+                            panels,
+                            terms,
+                            a: a.wrapping_add(first * a_stride),
+                            a_stride,
+                            b,
+                            b_stride: own,
+                            c: self.scratch.sums().wrapping_add((row + first) * c_stride + panel * PANEL),
+                            c_stride,
+                            accumulate: k0 > 0,
+                            wide: if plan.mode == Mode::Full { b.cast_mut().cast() } else { self.scratch.wide() },
+                            ahead: plan.ahead(self.kernels, after, panels, terms, block, blocks, panel, tile.panels),
+                        };
+                        // SAFETY: rows are held for these terms, the panels are the matrix's, the sums this thread's
+                        // scratch, which has room for the rows and panels of any tile.
+                        unsafe { plan.compute(self.kernels, kernel, block) };
+                    }
+                    panel += panels;
+                }
+                if last_terms {
+                    let sums = Sums {
+                        start: self.scratch.sums().wrapping_add(row * c_stride),
+                        row_stride: c_stride,
+                        panel_stride: PANEL,
+                        row: tile.row + row,
+                        rows,
+                        panel: tile.panel,
+                        panels: tile.panels,
+                    };
+                    finish(self.kernels, task, sums);
+                }
+            }
+            k0 += terms;
+        }
+        if claimed { next } else { self.claims.claim(tile.task) }
+    }
+
+    /// Has the rows in the scratch, and returns how far apart they lie.
+    fn hold(&mut self, task: &Task<'_>, mode: Mode, held: Held) -> usize {
+        let a_stride = stride(mode, held.terms);
+        if self.rows_held == Some(held) {
+            return a_stride;
+        }
+        assert!(held.rows * a_stride * 4 <= ROW_BYTES, "{} rows of {} values are cut too large", held.rows, held.terms);
+        for row in 0..held.rows {
+            let source = task.row_index(held.row + row);
+            // SAFETY: inside the scratch, by the assertion above.
+            let target = unsafe {
+                std::slice::from_raw_parts_mut(self.scratch.rows().add(row * a_stride), columns(mode, held.terms + 1))
+            };
+            match task.input {
+                RowsRef::Bf16 { data, stride } => {
+                    let data = &data[source * stride + held.term..][..held.terms];
+                    if mode == Mode::Paired {
+                        let (pairs, rest) = data.as_chunks::<2>();
+                        for (target, pair) in target.iter_mut().zip(pairs) {
+                            *target = f32::from_bits(u32::from(pair[1]) << 16 | u32::from(pair[0]));
+                        }
+                        if let [last] = rest {
+                            target[pairs.len()] = f32::from_bits(u32::from(*last));
+                        }
+                    } else {
+                        math::widen_row(self.kernels, data, &mut target[..held.terms]);
+                    }
+                }
+                RowsRef::F32 { data, stride } => {
+                    target[..held.terms].copy_from_slice(&data[source * stride + held.term..][..held.terms]);
+                }
+            }
+        }
+        self.rows_held = Some(held);
+        a_stride
+    }
+}
+
+/// Where the line of a panel's k begins. k is even.
+fn line(task: &Task<'_>, panel: usize, k: usize) -> *const u8 {
+    let bytes = match task.weights.shape().element {
+        Element::Bf16 => 32,
+        Element::F32 => 64,
+    };
+    task.weights.panel(panel).wrapping_add(k * bytes)
+}
+
+/// Values that k terms of a row are in the scratch.
+fn columns(mode: Mode, k: usize) -> usize {
+    if mode == Mode::Paired { k / 2 } else { k }
+}
+
+/// Values from one row in the scratch to the next: a line more than the row, so that rows do not share cache sets.
+fn stride(mode: Mode, k: usize) -> usize {
+    columns(mode, k + 1).next_multiple_of(16) + 16
+}
+
+impl Plan {
+    /// What block `block` of `blocks` prefetches of what comes `after` it.
+    fn ahead(
+        &self,
+        kernels: Kernels,
+        after: Option<(*const u8, usize)>,
+        panels: usize,
+        terms: usize,
+        block: usize,
+        blocks: usize,
+        panel: usize,
+        tile_panels: usize,
+    ) -> Ahead {
+        let Some((start, stride)) = after else { return Ahead { start: self.nowhere(), stride: 0, step: 0 } };
+        let spread = blocks.min(SPREAD_MAX);
+        if block >= spread || self.mode == Mode::Full {
+            return Ahead { start: self.nowhere(), stride: 0, step: 0 };
+        }
+        let bytes = terms * 32;
+        let streams = self.streams(kernels, panels);
+        if streams == panels {
+            return Ahead { start: start.wrapping_add(bytes / spread * block), stride, step: 128 / spread };
+        }
+        if self.together && tile_panels == streams {
+            // All panels of the tile, a part of each.
+            let first = start.wrapping_sub(panel * stride);
+            return Ahead { start: first.wrapping_add(bytes / streams * panel), stride, step: 128 / streams };
+        }
+        // Four quarters of one panel.
+        let quarter = bytes / streams;
+        Ahead { start: start.wrapping_add(quarter / spread * block), stride: quarter, step: 128 / streams / spread }
+    }
+
+    /// Somewhere that is in the cache anyway.
+    fn nowhere(&self) -> *const u8 {
+        static NOWHERE: [u8; 256] = [0; 256];
+        NOWHERE.as_ptr()
+    }
+}
+
+/// Over how many blocks of rows the next weights are prefetched.
+const SPREAD_MAX: usize = 2;

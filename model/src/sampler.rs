@@ -1,0 +1,503 @@
+//! Chooses the next token.
+//!
+//! Pure: the choice is a function of logits, history, seed and position, and of nothing else. So a stream
+//! can be resumed by anybody from its prompt and the tokens so far, with no state kept for it. The random
+//! number of a position is the beginning of a BLAKE3 hash of seed and position; exponentials and logarithms
+//! are the `libm` crate's, in f64, so that every host gets the same bits.
+//!
+//! The order of the steps is that of the Hugging Face library, with the penalties of OpenAI's interface:
+//! bias, repetition penalty, presence and frequency penalty, temperature, top-k, top-p, min-p, draw. The
+//! draw walks the candidates in falling probability, ties to the lower id. The vocabulary is never sorted
+//! as a whole: the likeliest few are selected and sorted, and more only if the walk gets that far.
+
+use std::cmp::Ordering;
+
+/// The first so many candidates are sorted at once; each further round sorts eight times as many. Most
+/// walks end within the first.
+const FIRST_SORTED: usize = 64;
+/// Keeps these random numbers apart from those of any other use of BLAKE3.
+const RANDOM_CONTEXT: &[u8] = b"phalanx sampler 1";
+
+/// Why there is no next token. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SamplingError {
+    /// A field of [`Sampling`] is out of its range.
+    #[error("{field} is {found}, which is not {allowed}; choose a value in that range")]
+    Field {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        found: f64,
+        /// Its range, in words.
+        allowed: &'static str,
+    },
+
+    /// A logit is not a number, or positive infinity: the model's weights or kernels are broken.
+    #[error(
+        "the logit of token {token} is {found}; the weights are probably damaged, check them against \
+         their digest"
+    )]
+    NotANumber {
+        /// The first such token.
+        token: u32,
+        /// Its logit.
+        found: f32,
+    },
+
+    /// There is no token to choose: no logits, or all are ruled out.
+    #[error("none of {count} logits can be chosen; relax the logit bias")]
+    NothingLeft {
+        /// How many logits there are.
+        count: usize,
+    },
+}
+
+/// How to choose. The fields are valid: there is no other way to make one than [`Sampling::new`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling(SamplingFields);
+
+/// The fields of [`Sampling`] before they are checked. The default takes the likeliest token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingFields {
+    /// Divides the logits: above 1 flatter, below 1 sharper, 0 takes the likeliest token. From 0 to 100.
+    pub temperature: f64,
+    /// Keeps the likeliest tokens that together have this probability. Above 0, up to 1, which keeps all.
+    pub top_p: f64,
+    /// Keeps so many of the likeliest tokens, and those equal to the last of them; 0 keeps all.
+    pub top_k: u32,
+    /// Keeps tokens with at least this probability relative to the likeliest. From 0, which keeps all, to 1.
+    pub min_p: f64,
+    /// Divides the positive and multiplies the negative logits of tokens in prompt or answer; 1 for none.
+    /// Above 0, up to 100.
+    pub repetition_penalty: f64,
+    /// Taken from the logit of every token that is in the answer. From -2 to 2.
+    pub presence_penalty: f64,
+    /// Taken from the logit of a token once for each time it is in the answer. From -2 to 2.
+    pub frequency_penalty: f64,
+    /// Added to the logits of single tokens. From -100, which in effect forbids, to 100.
+    pub logit_bias: Vec<(u32, f64)>,
+    /// Which of the possible answers. Two choices of one request differ in nothing else.
+    pub seed: u64,
+}
+
+impl Default for SamplingFields {
+    fn default() -> SamplingFields {
+        SamplingFields {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
+    }
+}
+
+impl Sampling {
+    /// Checks the fields; the error names the first that is out of range.
+    pub fn new(fields: SamplingFields) -> Result<Sampling, SamplingError> {
+        let check = |field, found: f64, valid: bool, allowed| match valid {
+            true => Ok(()),
+            false => Err(SamplingError::Field { field, found, allowed }),
+        };
+        let SamplingFields { temperature, top_p, min_p, .. } = fields;
+        let penalty = fields.repetition_penalty;
+        let (presence, frequency) = (fields.presence_penalty, fields.frequency_penalty);
+        // A comparison with NaN is false, so NaN is refused everywhere.
+        let within = |value: f64, low: f64, high: f64| (low..=high).contains(&value);
+        check("temperature", temperature, within(temperature, 0.0, 100.0), "between 0 and 100")?;
+        check("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0 and at most 1")?;
+        check("min_p", min_p, within(min_p, 0.0, 1.0), "between 0 and 1")?;
+        let valid = penalty > 0.0 && penalty <= 100.0;
+        check("repetition_penalty", penalty, valid, "above 0 and at most 100")?;
+        check("presence_penalty", presence, within(presence, -2.0, 2.0), "between -2 and 2")?;
+        check("frequency_penalty", frequency, within(frequency, -2.0, 2.0), "between -2 and 2")?;
+        for (_, bias) in &fields.logit_bias {
+            check("logit_bias", *bias, within(*bias, -100.0, 100.0), "between -100 and 100")?;
+        }
+        Ok(Sampling(fields))
+    }
+
+    /// Takes the likeliest token.
+    pub fn greedy() -> Sampling {
+        Sampling(SamplingFields::default())
+    }
+
+    /// The fields.
+    pub fn fields(&self) -> &SamplingFields {
+        &self.0
+    }
+}
+
+/// A token that was chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice {
+    /// The token.
+    pub token: u32,
+    /// The logarithm of the probability with which it was drawn, after all steps: 0 where there was no
+    /// other possibility. What the model itself thought of it is in [`logprobs`].
+    pub logprob: f64,
+}
+
+/// Chooses the token at `position`, given the logits there, the ids of the prompt and those generated since.
+///
+/// Ids without a logit are passed over: a tokenizer may know tokens that the model lacks.
+pub fn choose(
+    logits: &[f32],
+    prompt: &[u32],
+    generated: &[u32],
+    sampling: &Sampling,
+    position: u64,
+) -> Result<Choice, SamplingError> {
+    let scores = scores(logits, prompt, generated, &sampling.0)?;
+    if sampling.0.temperature == 0.0 {
+        return Ok(Choice { token: likeliest(&scores).token, logprob: 0.0 });
+    }
+    let target = random(sampling.0.seed, position);
+    let mut walk = Walk::new(scores, &sampling.0);
+    if walk.keeps_all {
+        // Nothing is cut off, so the walk need not go on to where it would be.
+        let goal = target * walk.weight_total;
+        let (total, mut sum) = (walk.weight_total, 0.0);
+        let mut last = None;
+        while let Some(candidate) = walk.next().filter(|candidate| candidate.weight > 0.0) {
+            sum += candidate.weight;
+            last = Some(candidate);
+            if sum > goal {
+                break;
+            }
+        }
+        // The total was summed in another order, so a rounding may put the goal past the last.
+        return last.map(|last| last.choice(total)).ok_or(nothing_left(logits));
+    }
+    let kept = walk.kept();
+    let total: f64 = kept.iter().map(|candidate| candidate.weight).sum();
+    let mut sum = 0.0;
+    let drawn = kept.iter().find(|candidate| {
+        sum += candidate.weight;
+        sum > target * total
+    });
+    drawn.or(kept.last()).map(|drawn| drawn.choice(total)).ok_or(nothing_left(logits))
+}
+
+/// The tokens that [`choose`] may draw and their probabilities, falling, ties to the lower id.
+pub fn distribution(
+    logits: &[f32],
+    prompt: &[u32],
+    generated: &[u32],
+    sampling: &Sampling,
+) -> Result<Vec<(u32, f64)>, SamplingError> {
+    let scores = scores(logits, prompt, generated, &sampling.0)?;
+    if sampling.0.temperature == 0.0 {
+        return Ok(vec![(likeliest(&scores).token, 1.0)]);
+    }
+    let kept = Walk::new(scores, &sampling.0).kept();
+    let total: f64 = kept.iter().map(|candidate| candidate.weight).sum();
+    Ok(kept.iter().map(|candidate| (candidate.token, candidate.weight / total)).collect())
+}
+
+/// What the model thought, before penalties, temperature and cuts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logprobs {
+    /// The logarithm of the token's probability; minus infinity for an id without a logit.
+    pub chosen: f64,
+    /// The likeliest tokens and theirs, falling, ties to the lower id.
+    pub top: Vec<(u32, f64)>,
+}
+
+/// The log-softmax of `logits` at `token`, and the `count` largest.
+pub fn logprobs(logits: &[f32], token: u32, count: usize) -> Result<Logprobs, SamplingError> {
+    let mut scores = scores(logits, &[], &[], &SamplingFields::default())?;
+    let largest = likeliest(&scores).score;
+    let sum: f64 = scores.iter().map(|score| libm::exp(score.score - largest)).sum();
+    let normalizer = largest + libm::log(sum);
+    let chosen = match logits.get(token as usize) {
+        Some(logit) => f64::from(*logit) - normalizer,
+        None => f64::NEG_INFINITY,
+    };
+    let count = count.min(scores.len());
+    if count < scores.len() {
+        scores.select_nth_unstable_by(count, Score::by_rank);
+        scores.truncate(count);
+    }
+    scores.sort_unstable_by(Score::by_rank);
+    let top = scores.iter().map(|score| (score.token, score.score - normalizer)).collect();
+    Ok(Logprobs { chosen, top })
+}
+
+/// A token and its logit after the penalties.
+#[derive(Debug, Clone, Copy)]
+struct Score {
+    token: u32,
+    score: f64,
+}
+
+impl Score {
+    /// In proportion to the probability.
+    fn weight(&self) -> f64 {
+        libm::exp(self.score)
+    }
+
+    /// Falling scores, ties to the lower id. Scores are never NaN.
+    fn by_rank(a: &Score, b: &Score) -> Ordering {
+        b.score.total_cmp(&a.score).then(a.token.cmp(&b.token))
+    }
+}
+
+/// The scores of all tokens, by id; at least one is finite.
+fn scores(
+    logits: &[f32],
+    prompt: &[u32],
+    generated: &[u32],
+    fields: &SamplingFields,
+) -> Result<Vec<Score>, SamplingError> {
+    let broken = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+    if let Some(index) = logits.iter().position(broken) {
+        return Err(SamplingError::NotANumber { token: index as u32, found: logits[index] });
+    }
+    let mut scores: Vec<Score> = (0u32..)
+        .zip(logits)
+        // Adding 0 makes -0 a 0, so that the two are a tie.
+        .map(|(token, logit)| Score { token, score: f64::from(*logit) + 0.0 })
+        .collect();
+    for (token, bias) in &fields.logit_bias {
+        if let Some(score) = scores.get_mut(*token as usize) {
+            score.score += bias;
+        }
+    }
+    if fields.repetition_penalty != 1.0 {
+        let mut is_seen = vec![false; scores.len()];
+        for token in prompt.iter().chain(generated) {
+            let Some(seen) = is_seen.get_mut(*token as usize) else { continue };
+            if !std::mem::replace(seen, true) {
+                let score = &mut scores[*token as usize].score;
+                *score = match *score < 0.0 {
+                    true => *score * fields.repetition_penalty,
+                    false => *score / fields.repetition_penalty,
+                };
+            }
+        }
+    }
+    if fields.presence_penalty != 0.0 || fields.frequency_penalty != 0.0 {
+        let mut counts = vec![0u32; scores.len()];
+        for token in generated {
+            if let Some(count) = counts.get_mut(*token as usize) {
+                *count += 1;
+            }
+        }
+        for (score, count) in scores.iter_mut().zip(counts).filter(|(_, count)| *count > 0) {
+            score.score -=
+                fields.presence_penalty + fields.frequency_penalty * f64::from(count);
+        }
+    }
+    if scores.iter().all(|score| score.score == f64::NEG_INFINITY) {
+        return Err(nothing_left(logits));
+    }
+    Ok(scores)
+}
+
+fn nothing_left(logits: &[f32]) -> SamplingError {
+    SamplingError::NothingLeft { count: logits.len() }
+}
+
+/// The highest score; of equal ones that of the lowest id.
+fn likeliest(scores: &[Score]) -> Score {
+    let first = scores.first().copied().unwrap_or(Score { token: 0, score: f64::NEG_INFINITY });
+    scores.iter().fold(first, |best, score| if score.score > best.score { *score } else { best })
+}
+
+/// A token that may be drawn, with the weight of its probability.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    token: u32,
+    /// At most 1, the weight of the likeliest.
+    weight: f64,
+}
+
+impl Candidate {
+    fn choice(&self, weight_total: f64) -> Choice {
+        // Rounding may make the one possibility a hair likelier than certain.
+        let share = (self.weight / weight_total).min(1.0);
+        Choice { token: self.token, logprob: libm::log(share) }
+    }
+}
+
+/// The candidates after top-k, in falling probability, sorted only as far as they are asked for.
+struct Walk {
+    /// Relative to the largest, which is 0.
+    scores: Vec<Score>,
+    /// Summed by rising id over all candidates, before the order is changed.
+    weight_total: f64,
+    sorted: usize,
+    taken: usize,
+    top_p: f64,
+    min_p: f64,
+    keeps_all: bool,
+}
+
+impl Walk {
+    fn new(mut scores: Vec<Score>, fields: &SamplingFields) -> Walk {
+        // The largest is taken off first, so that the smallest temperature makes no infinity but a weight
+        // of 0.
+        let largest = likeliest(&scores).score;
+        for score in &mut scores {
+            score.score = (score.score - largest) / fields.temperature;
+        }
+        let top_k = fields.top_k as usize;
+        if top_k > 0 && top_k < scores.len() {
+            let mut ranked = scores.clone();
+            let (_, last, _) = ranked.select_nth_unstable_by(top_k - 1, Score::by_rank);
+            let least = last.score;
+            scores.retain(|score| score.score >= least);
+        }
+        let weight_total = scores.iter().map(Score::weight).sum();
+        Walk {
+            scores,
+            weight_total,
+            sorted: 0,
+            taken: 0,
+            top_p: fields.top_p,
+            min_p: fields.min_p,
+            keeps_all: fields.top_p >= 1.0 && fields.min_p == 0.0,
+        }
+    }
+
+    fn next(&mut self) -> Option<Candidate> {
+        if self.taken == self.sorted {
+            self.sort_more();
+        }
+        let score = self.scores.get(self.taken)?;
+        self.taken += 1;
+        Some(Candidate { token: score.token, weight: score.weight() })
+    }
+
+    fn sort_more(&mut self) {
+        let rest = &mut self.scores[self.sorted..];
+        let more = FIRST_SORTED.max(self.sorted * 7).min(rest.len());
+        if more < rest.len() {
+            rest.select_nth_unstable_by(more, Score::by_rank);
+        }
+        rest[..more].sort_unstable_by(Score::by_rank);
+        self.sorted += more;
+    }
+
+    /// Those left by top-p and min-p: at least the likeliest.
+    fn kept(mut self) -> Vec<Candidate> {
+        let mut kept = Vec::new();
+        let mut sum = 0.0;
+        while let Some(candidate) = self.next() {
+            let is_first = kept.is_empty();
+            // Kept is whatever begins below the share, so the last one kept passes it.
+            let is_within = self.top_p >= 1.0 || sum < self.top_p * self.weight_total;
+            // The likeliest has weight 1.
+            if !is_first && (!is_within || candidate.weight < self.min_p || candidate.weight == 0.0) {
+                break;
+            }
+            sum += candidate.weight;
+            kept.push(candidate);
+        }
+        kept
+    }
+}
+
+/// A number in [0, 1) that is fixed by seed and position.
+fn random(seed: u64, position: u64) -> f64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(RANDOM_CONTEXT).update(&seed.to_le_bytes()).update(&position.to_le_bytes());
+    let mut first = [0; 8];
+    hasher.finalize_xof().fill(&mut first);
+    // The 53 bits that a f64 holds.
+    (u64::from_le_bytes(first) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampling(change: impl FnOnce(&mut SamplingFields)) -> Sampling {
+        let mut fields = SamplingFields { temperature: 1.0, ..SamplingFields::default() };
+        change(&mut fields);
+        Sampling::new(fields).unwrap()
+    }
+
+    /// Ties are common in BF16 logits; the answer must not depend on how they are walked.
+    #[test]
+    fn greedy_takes_the_lowest_id_of_equals() {
+        let choice = choose(&[1.0, 3.0, 3.0, -0.0], &[], &[], &Sampling::greedy(), 9).unwrap();
+        assert_eq!(choice, Choice { token: 1, logprob: 0.0 });
+        let zeros = choose(&[-0.0, 0.0], &[], &[], &Sampling::greedy(), 0).unwrap();
+        assert_eq!(zeros.token, 0);
+    }
+
+    /// Damaged weights give NaN, and a server must say so and live on.
+    #[test]
+    fn broken_logits_are_an_error() {
+        for sampling in [Sampling::greedy(), sampling(|_| ())] {
+            let run = |logits: &[f32]| choose(logits, &[], &[], &sampling, 0).unwrap_err();
+            assert!(run(&[0.0, f32::NAN]).to_string().starts_with("the logit of token 1 is NaN"));
+            assert!(matches!(run(&[f32::INFINITY]), SamplingError::NotANumber { token: 0, .. }));
+            assert_eq!(run(&[]), SamplingError::NothingLeft { count: 0 });
+            assert_eq!(run(&[f32::NEG_INFINITY; 3]), SamplingError::NothingLeft { count: 3 });
+        }
+        assert!(logprobs(&[f32::NAN], 0, 1).is_err());
+    }
+
+    /// A client mends a request only if the message names the field.
+    #[test]
+    fn fields_out_of_range_are_named() {
+        type Change = fn(&mut SamplingFields);
+        let changes: [(&str, Change); 9] = [
+            ("temperature is -1, which is not between 0 and 100", |f| f.temperature = -1.0),
+            ("temperature is NaN", |f| f.temperature = f64::NAN),
+            ("top_p is 0, which is not above 0", |f| f.top_p = 0.0),
+            ("top_p is 1.5", |f| f.top_p = 1.5),
+            ("min_p is -0.1", |f| f.min_p = -0.1),
+            ("repetition_penalty is 0", |f| f.repetition_penalty = 0.0),
+            ("presence_penalty is 3", |f| f.presence_penalty = 3.0),
+            ("frequency_penalty is -3", |f| f.frequency_penalty = -3.0),
+            ("logit_bias is 101", |f| f.logit_bias = vec![(0, 101.0)]),
+        ];
+        for (start, change) in changes {
+            let mut fields = SamplingFields::default();
+            change(&mut fields);
+            let message = Sampling::new(fields).unwrap_err().to_string();
+            assert!(message.starts_with(start), "{message}");
+        }
+    }
+
+    /// The walk sorts in rounds; a token drawn from a late round is as good as one from the first.
+    #[test]
+    fn walking_in_rounds_is_sorting_all() {
+        // A flat distribution with many ties, so that the walk gets far.
+        let logits: Vec<f32> = (0..5000u32).map(|i| ((i * 7919) % 97) as f32 / 97.0).collect();
+        let plain = sampling(|_| ());
+        let all = distribution(&logits, &[], &[], &plain).unwrap();
+        let mut ranked: Vec<u32> = (0..5000).collect();
+        ranked.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+        assert_eq!(all.iter().map(|(token, _)| *token).collect::<Vec<_>>(), ranked);
+        for position in 0..200 {
+            let target = random(0, position);
+            let mut sum = 0.0;
+            let naive = all.iter().find(|(_, share)| {
+                sum += share;
+                sum > target
+            });
+            let choice = choose(&logits, &[], &[], &plain, position).unwrap();
+            assert_eq!(choice.token, naive.unwrap().0);
+        }
+    }
+
+    /// Extremes of temperature must neither overflow nor leave nothing.
+    #[test]
+    fn extreme_temperatures_are_harmless() {
+        for temperature in [f64::MIN_POSITIVE, 1e-300, 1e-9, 100.0] {
+            let sampling = sampling(|fields| fields.temperature = temperature);
+            let logits = [f32::MAX, 1.0, f32::MIN, f32::NEG_INFINITY];
+            let choice = choose(&logits, &[], &[], &sampling, 1).unwrap();
+            assert_eq!(choice.token, 0, "{temperature}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What the tests of this crate share: fixtures, their expected outputs, and a loop over a whole model.
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use phalanx_model::experts::{Experts, LocalExperts};
+use phalanx_model::kernel::{Kernels, NumericClass};
+use phalanx_model::kv::{KvCache, Sequence};
+use phalanx_model::load::{self, Opened, Progress, Request};
+use phalanx_model::plain::{Observe, Run, Unobserved, step};
+use phalanx_model::pool::Pool;
+use phalanx_model::trunk::{Trunk, Workspace};
+use phalanx_model::weights::Manifest;
+use serde_json::Value;
+
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The seven public fixtures, by family.
+pub fn families() -> Vec<PathBuf> {
+    folders(&root().join("tests/fixtures"))
+}
+
+/// All fixtures and the demo model.
+pub fn fixtures() -> Vec<PathBuf> {
+    let mut all = families();
+    all.extend(folders(&root().join("tests/fixtures/extra")));
+    all.push(root().join("demo-model"));
+    all
+}
+
+fn folders(dir: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = std::fs::read_dir(dir)
+        .expect("fixtures are in the repository")
+        .map(|entry| entry.expect("readable").path())
+        .filter(|path| path.join("expected.json").exists())
+        .collect();
+    all.sort();
+    assert!(all.len() >= 7, "{} fixtures in {}", all.len(), dir.display());
+    all
+}
+
+/// A prompt with what the reference said of it.
+pub struct Prompt {
+    pub name: String,
+    pub ids: Vec<u32>,
+    pub greedy_f32: Vec<u32>,
+    pub min_margin_f32: f64,
+}
+
+/// `expected.json` and `expected.safetensors`.
+pub struct Expected {
+    pub json: Value,
+    bytes: Vec<u8>,
+}
+
+impl Expected {
+    pub fn open(dir: &Path) -> Self {
+        let read = |name: &str| std::fs::read(dir.join(name)).expect("a fixture has its expectations");
+        let json = serde_json::from_slice(&read("expected.json")).expect("JSON");
+        Self { json, bytes: read("expected.safetensors") }
+    }
+
+    pub fn prompts(&self) -> Vec<Prompt> {
+        let ids = |v: &Value| -> Vec<u32> {
+            v.as_array().expect("ids").iter().map(|x| x.as_u64().expect("id") as u32).collect()
+        };
+        self.json["prompts"]
+            .as_array()
+            .expect("prompts")
+            .iter()
+            .map(|p| Prompt {
+                name: p["name"].as_str().expect("name").to_string(),
+                ids: ids(&p["ids"]),
+                greedy_f32: ids(&p["f32"]["greedy"]),
+                min_margin_f32: p["f32"]["min_margin"].as_f64().expect("margin"),
+            })
+            .collect()
+    }
+
+    pub fn find_f32(&self, name: &str) -> Option<Vec<f32>> {
+        let tensors = safetensors::SafeTensors::deserialize(&self.bytes).expect("safetensors");
+        let tensor = tensors.tensor(name).ok()?;
+        assert_eq!(tensor.dtype(), safetensors::Dtype::F32, "{name}");
+        Some(tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    }
+
+    pub fn f32(&self, name: &str) -> Vec<f32> {
+        self.find_f32(name).unwrap_or_else(|| panic!("{name} is expected"))
+    }
+
+    pub fn i32(&self, name: &str) -> Vec<i32> {
+        let tensors = safetensors::SafeTensors::deserialize(&self.bytes).expect("safetensors");
+        let tensor = tensors.tensor(name).expect("a tensor that is expected");
+        tensor.data().as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect()
+    }
+}
+
+/// A whole model and what a step needs.
+pub struct Loop {
+    pub trunk: Trunk,
+    pub experts: LocalExperts,
+    pub pool: Arc<Pool>,
+    pub work: Workspace,
+    pub cache: KvCache,
+    pub warnings: Vec<String>,
+    pub manifest: Manifest,
+}
+
+impl Loop {
+    pub fn open(dir: &Path, class: NumericClass, threads: usize) -> Self {
+        Self::with(dir, Kernels::for_class(class).expect("the class runs here"), threads)
+    }
+
+    pub fn with(dir: &Path, kernels: Kernels, threads: usize) -> Self {
+        let opened = Opened::open(dir).unwrap_or_else(|e| panic!("{e}"));
+        let all = opened.experts();
+        let request = Request {
+            kernels,
+            threads,
+            trunk: true,
+            experts: &all,
+            digests: true,
+            known: &Manifest::default(),
+        };
+        let loaded = load::load(&opened, &request, &Progress::default()).unwrap_or_else(|e| panic!("{e}"));
+        let pool = Arc::new(Pool::new(threads, None));
+        let cache = KvCache::new(&opened.spec, kernels.class().row_type(), 64 << 20);
+        Self {
+            trunk: Trunk::new(Arc::clone(&opened.spec), kernels, loaded.trunk.expect("asked for")),
+            experts: LocalExperts::new(kernels, Arc::clone(&pool), loaded.experts),
+            pool,
+            work: Workspace::new(kernels),
+            cache,
+            warnings: loaded.warnings,
+            manifest: loaded.manifest,
+        }
+    }
+
+    pub fn vocab(&self) -> usize {
+        self.trunk.spec().vocab
+    }
+
+    /// One step of several runs; the logits of the last row of each.
+    pub fn step(&mut self, runs: &mut [Run<'_>]) -> Vec<f32> {
+        self.step_observed(runs, None, &mut Unobserved)
+    }
+
+    fn step_observed(
+        &mut self,
+        runs: &mut [Run<'_>],
+        rows: Option<&[usize]>,
+        observe: &mut dyn Observe,
+    ) -> Vec<f32> {
+        let mut end = 0;
+        let last: Vec<usize> = runs
+            .iter()
+            .map(|run| {
+                end += run.tokens.len();
+                end - 1
+            })
+            .collect();
+        let experts: &mut dyn Experts = &mut self.experts;
+        step(&self.trunk, &self.pool, &mut self.work, &mut self.cache, runs, experts, observe)
+            .unwrap_or_else(|e| panic!("{e}"));
+        let mut logits = Vec::new();
+        self.trunk.logits(&self.pool, &mut self.work, rows.unwrap_or(&last), &mut logits);
+        logits
+    }
+
+    /// All logits of a fresh sequence.
+    pub fn forward(&mut self, tokens: &[u32], observe: &mut dyn Observe) -> Vec<f32> {
+        let mut sequence = Sequence::default();
+        let rows: Vec<usize> = (0..tokens.len()).collect();
+        let logits =
+            self.step_observed(&mut [Run { sequence: &mut sequence, tokens }], Some(&rows), observe);
+        self.cache.release(sequence);
+        logits
+    }
+
+    /// Greedy continuation with the cache.
+    pub fn greedy(&mut self, prompt: &[u32], count: usize) -> Vec<u32> {
+        let mut sequence = Sequence::default();
+        let mut logits = self.step(&mut [Run { sequence: &mut sequence, tokens: prompt }]);
+        let mut tokens = Vec::new();
+        loop {
+            tokens.push(argmax(&logits));
+            if tokens.len() == count {
+                break;
+            }
+            let last = tokens[tokens.len() - 1];
+            logits = self.step(&mut [Run { sequence: &mut sequence, tokens: &[last] }]);
+        }
+        self.cache.release(sequence);
+        tokens
+    }
+}
+
+pub fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (i, x) in logits.iter().enumerate() {
+        if *x > logits[best] {
+            best = i;
+        }
+    }
+    best as u32
+}
+
+/// |a - b| / |b|
+pub fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |x: f64| x * x;
+    let off: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let all: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
+    (off / all).sqrt()
+}
