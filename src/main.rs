@@ -1,2 +1,61 @@
-//! phalanx
-fn main() {}
+//! `phalanx`: the command line. One file per command; only here are the environment and arguments read.
+
+mod arguments;
+mod bench;
+mod demo;
+mod forward;
+mod generate;
+mod inspect;
+mod output;
+mod session;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What went wrong, as it is shown. The exit code is 2.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Serves Mixture-of-Experts language models, one expert per device.
+///
+/// Without a command it asks the embedded demo model some questions: a tiny trained
+/// Mixture-of-Experts whose answers can be checked.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Continue a prompt or answer a chat message, in one process.
+    Generate(generate::Generate),
+    /// One pass over given tokens: logits, routing and hidden states into a file, for comparing
+    /// with other implementations.
+    Forward(forward::Forward),
+    /// What a checkpoint is, and what it needs.
+    Inspect(inspect::Inspect),
+    /// Measure kernels and models against what this machine can do.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        None => demo::run(),
+        Some(Command::Generate(command)) => command.run(),
+        Some(Command::Forward(command)) => command.run(),
+        Some(Command::Inspect(command)) => command.run(),
+        Some(Command::Bench(command)) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has gone: nothing is left to say, and nobody to say it to.
+        Err(failure) if output::is_broken_pipe(&*failure) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(2)
+        }
+    }
+}

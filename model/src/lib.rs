@@ -4,6 +4,8 @@
 //! computes, and it is the oracle that everything above is compared with.
 
 
+pub mod text;
+
 pub mod config;
 pub mod family;
 pub mod rope;
@@ -27,3 +29,4 @@ pub mod trunk;
 
 pub mod load;
 
+pub mod sampler;

@@ -8,6 +8,7 @@ use crate::experts::{Experts, ExpertsError};
 use crate::gate::Choices;
 use crate::kv::{KvCache, KvFull, Sequence};
 use crate::pool::Pool;
+use crate::spec::Spec;
 use crate::trunk::{Trunk, Workspace};
 
 /// Consecutive tokens of one sequence, to be computed in a step.
@@ -115,25 +116,34 @@ pub fn step(
     Ok(())
 }
 
+/// Checks that the model knows every token.
+pub fn check_tokens(spec: &Spec, tokens: &[u32]) -> Result<(), StepError> {
+    match tokens.iter().find(|t| **t as usize >= spec.vocab) {
+        Some(&token) => Err(StepError::UnknownToken { token, vocab: spec.vocab }),
+        None => Ok(()),
+    }
+}
+
+/// Checks that the model can take a sequence of `needed` positions.
+pub fn check_context(spec: &Spec, needed: usize) -> Result<(), StepError> {
+    if needed <= spec.context_max {
+        return Ok(());
+    }
+    let why = match spec.rope.context_limit {
+        Some(limit) if limit == spec.context_max => {
+            format!("rope scaling `{}` would change cached keys beyond it", spec.rope.kind)
+        }
+        _ => "max_position_embeddings of config.json".to_string(),
+    };
+    Err(StepError::ContextFull { needed, context: spec.context_max, why })
+}
+
 /// Checks all runs, then extends their sequences; on an error nothing has changed.
 fn admit(trunk: &Trunk, cache: &mut KvCache, runs: &mut [Run<'_>]) -> Result<(), StepError> {
-    let spec = trunk.spec();
     let mut pages = 0;
     for run in runs.iter() {
-        if let Some(&token) = run.tokens.iter().find(|t| **t as usize >= spec.vocab) {
-            return Err(StepError::UnknownToken { token, vocab: spec.vocab });
-        }
-        let needed = run.sequence.len() + run.tokens.len();
-        if needed > spec.context_max {
-            let why = match spec.rope.context_limit {
-                Some(limit) if limit == spec.context_max => format!(
-                    "rope scaling `{}` would change cached keys beyond it",
-                    spec.rope.kind
-                ),
-                _ => "max_position_embeddings of config.json".to_string(),
-            };
-            return Err(StepError::ContextFull { needed, context: spec.context_max, why });
-        }
+        check_tokens(trunk.spec(), run.tokens)?;
+        check_context(trunk.spec(), run.sequence.len() + run.tokens.len())?;
         pages += cache.pages_needed(run.sequence, run.tokens.len());
     }
     if pages > cache.free() {

@@ -8,13 +8,17 @@
 //! The order of the steps is that of the Hugging Face library, with the penalties of OpenAI's interface:
 //! bias, repetition penalty, presence and frequency penalty, temperature, top-k, top-p, min-p, draw. The
 //! draw walks the candidates in falling probability, ties to the lower id. The vocabulary is never sorted
-//! as a whole: the likeliest few are selected and sorted, and more only if the walk gets that far.
+//! as a whole: the likeliest few are gathered and sorted, and more only if the walk gets that far.
 
 use std::cmp::Ordering;
 
-/// The first so many candidates are sorted at once; each further round sorts eight times as many. Most
-/// walks end within the first.
-const FIRST_SORTED: usize = 64;
+/// At least so many candidates are gathered and sorted at first. Most walks end among them.
+const GATHERED_FIRST: usize = 64;
+/// Eight to a factor of e, so that a shelf of a large vocabulary holds some thousands; the last takes the
+/// rest, whose probabilities are below e^-32 of the likeliest.
+const SHELVES: usize = 256;
+/// Below it the exponential is 0 in f64.
+const LEAST_SCORE: f64 = -745.0;
 /// Keeps these random numbers apart from those of any other use of BLAKE3.
 const RANDOM_CONTEXT: &[u8] = b"phalanx sampler 1";
 
@@ -101,22 +105,61 @@ impl Sampling {
     pub fn new(fields: SamplingFields) -> Result<Sampling, SamplingError> {
         let check = |field, found: f64, valid: bool, allowed| match valid {
             true => Ok(()),
-            false => Err(SamplingError::Field { field, found, allowed }),
+            false => Err(SamplingError::Field {
+                field,
+                found,
+                allowed,
+            }),
         };
-        let SamplingFields { temperature, top_p, min_p, .. } = fields;
+        let SamplingFields {
+            temperature,
+            top_p,
+            min_p,
+            ..
+        } = fields;
         let penalty = fields.repetition_penalty;
         let (presence, frequency) = (fields.presence_penalty, fields.frequency_penalty);
         // A comparison with NaN is false, so NaN is refused everywhere.
         let within = |value: f64, low: f64, high: f64| (low..=high).contains(&value);
-        check("temperature", temperature, within(temperature, 0.0, 100.0), "between 0 and 100")?;
-        check("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0 and at most 1")?;
+        check(
+            "temperature",
+            temperature,
+            within(temperature, 0.0, 100.0),
+            "between 0 and 100",
+        )?;
+        check(
+            "top_p",
+            top_p,
+            top_p > 0.0 && top_p <= 1.0,
+            "above 0 and at most 1",
+        )?;
         check("min_p", min_p, within(min_p, 0.0, 1.0), "between 0 and 1")?;
         let valid = penalty > 0.0 && penalty <= 100.0;
-        check("repetition_penalty", penalty, valid, "above 0 and at most 100")?;
-        check("presence_penalty", presence, within(presence, -2.0, 2.0), "between -2 and 2")?;
-        check("frequency_penalty", frequency, within(frequency, -2.0, 2.0), "between -2 and 2")?;
+        check(
+            "repetition_penalty",
+            penalty,
+            valid,
+            "above 0 and at most 100",
+        )?;
+        check(
+            "presence_penalty",
+            presence,
+            within(presence, -2.0, 2.0),
+            "between -2 and 2",
+        )?;
+        check(
+            "frequency_penalty",
+            frequency,
+            within(frequency, -2.0, 2.0),
+            "between -2 and 2",
+        )?;
         for (_, bias) in &fields.logit_bias {
-            check("logit_bias", *bias, within(*bias, -100.0, 100.0), "between -100 and 100")?;
+            check(
+                "logit_bias",
+                *bias,
+                within(*bias, -100.0, 100.0),
+                "between -100 and 100",
+            )?;
         }
         Ok(Sampling(fields))
     }
@@ -154,33 +197,36 @@ pub fn choose(
 ) -> Result<Choice, SamplingError> {
     let scores = scores(logits, prompt, generated, &sampling.0)?;
     if sampling.0.temperature == 0.0 {
-        return Ok(Choice { token: likeliest(&scores).token, logprob: 0.0 });
+        return Ok(Choice {
+            token: likeliest(&scores)?.0,
+            logprob: 0.0,
+        });
     }
     let target = random(sampling.0.seed, position);
-    let mut walk = Walk::new(scores, &sampling.0);
+    let mut walk = Walk::new(scores, &sampling.0)?;
+    let (mut sum, mut drawn) = (0.0, walk.first());
     if walk.keeps_all {
-        // Nothing is cut off, so the walk need not go on to where it would be.
-        let goal = target * walk.weight_total;
-        let (total, mut sum) = (walk.weight_total, 0.0);
-        let mut last = None;
-        while let Some(candidate) = walk.next().filter(|candidate| candidate.weight > 0.0) {
+        // Nothing is cut off, so the walk can end at the token drawn. If a rounding puts the goal behind
+        // the last token, for the total was summed in another order, it is the last one.
+        while let Some(candidate) = walk.next() {
             sum += candidate.weight;
-            last = Some(candidate);
-            if sum > goal {
+            drawn = candidate;
+            if sum > target * walk.weight_total {
                 break;
             }
         }
-        // The total was summed in another order, so a rounding may put the goal past the last.
-        return last.map(|last| last.choice(total)).ok_or(nothing_left(logits));
+        return Ok(drawn.choice(walk.weight_total));
     }
     let kept = walk.kept();
-    let total: f64 = kept.iter().map(|candidate| candidate.weight).sum();
-    let mut sum = 0.0;
-    let drawn = kept.iter().find(|candidate| {
+    let weight_total: f64 = kept.iter().map(|candidate| candidate.weight).sum();
+    for candidate in kept {
         sum += candidate.weight;
-        sum > target * total
-    });
-    drawn.or(kept.last()).map(|drawn| drawn.choice(total)).ok_or(nothing_left(logits))
+        drawn = candidate;
+        if sum > target * weight_total {
+            break;
+        }
+    }
+    Ok(drawn.choice(weight_total))
 }
 
 /// The tokens that [`choose`] may draw and their probabilities, falling, ties to the lower id.
@@ -192,11 +238,14 @@ pub fn distribution(
 ) -> Result<Vec<(u32, f64)>, SamplingError> {
     let scores = scores(logits, prompt, generated, &sampling.0)?;
     if sampling.0.temperature == 0.0 {
-        return Ok(vec![(likeliest(&scores).token, 1.0)]);
+        return Ok(vec![(likeliest(&scores)?.0, 1.0)]);
     }
-    let kept = Walk::new(scores, &sampling.0).kept();
+    let kept = Walk::new(scores, &sampling.0)?.kept();
     let total: f64 = kept.iter().map(|candidate| candidate.weight).sum();
-    Ok(kept.iter().map(|candidate| (candidate.token, candidate.weight / total)).collect())
+    Ok(kept
+        .iter()
+        .map(|candidate| (candidate.token, candidate.weight / total))
+        .collect())
 }
 
 /// What the model thought, before penalties, temperature and cuts.
@@ -204,79 +253,65 @@ pub fn distribution(
 pub struct Logprobs {
     /// The logarithm of the token's probability; minus infinity for an id without a logit.
     pub chosen: f64,
-    /// The likeliest tokens and theirs, falling, ties to the lower id.
+    /// The likeliest tokens and theirs, falling, ties to the lower id. Tokens so unlikely that an f64
+    /// cannot hold their probability are not among them.
     pub top: Vec<(u32, f64)>,
 }
 
 /// The log-softmax of `logits` at `token`, and the `count` largest.
 pub fn logprobs(logits: &[f32], token: u32, count: usize) -> Result<Logprobs, SamplingError> {
-    let mut scores = scores(logits, &[], &[], &SamplingFields::default())?;
-    let largest = likeliest(&scores).score;
-    let sum: f64 = scores.iter().map(|score| libm::exp(score.score - largest)).sum();
-    let normalizer = largest + libm::log(sum);
-    let chosen = match logits.get(token as usize) {
-        Some(logit) => f64::from(*logit) - normalizer,
+    let fields = SamplingFields {
+        temperature: 1.0,
+        ..SamplingFields::default()
+    };
+    let scores = scores(logits, &[], &[], &fields)?;
+    let mut walk = Walk::new(scores, &fields)?;
+    let normalizer = libm::log(walk.weight_total);
+    let logprob = |token: u32, scores: &[f64]| match scores.get(token as usize) {
+        Some(score) => score - normalizer,
         None => f64::NEG_INFINITY,
     };
-    let count = count.min(scores.len());
-    if count < scores.len() {
-        scores.select_nth_unstable_by(count, Score::by_rank);
-        scores.truncate(count);
+    let chosen = logprob(token, &walk.scores);
+    let mut top = Vec::new();
+    while let Some(candidate) = (top.len() < count).then(|| walk.next()).flatten() {
+        top.push((candidate.token, logprob(candidate.token, &walk.scores)));
     }
-    scores.sort_unstable_by(Score::by_rank);
-    let top = scores.iter().map(|score| (score.token, score.score - normalizer)).collect();
     Ok(Logprobs { chosen, top })
 }
 
-/// A token and its logit after the penalties.
-#[derive(Debug, Clone, Copy)]
-struct Score {
-    token: u32,
-    score: f64,
-}
-
-impl Score {
-    /// In proportion to the probability.
-    fn weight(&self) -> f64 {
-        libm::exp(self.score)
-    }
-
-    /// Falling scores, ties to the lower id. Scores are never NaN.
-    fn by_rank(a: &Score, b: &Score) -> Ordering {
-        b.score.total_cmp(&a.score).then(a.token.cmp(&b.token))
-    }
-}
-
-/// The scores of all tokens, by id; at least one is finite.
+/// The logits of all tokens, by id, after bias and penalties. None is NaN or positive infinity.
 fn scores(
     logits: &[f32],
     prompt: &[u32],
     generated: &[u32],
     fields: &SamplingFields,
-) -> Result<Vec<Score>, SamplingError> {
-    let broken = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
-    if let Some(index) = logits.iter().position(broken) {
-        return Err(SamplingError::NotANumber { token: index as u32, found: logits[index] });
+) -> Result<Vec<f64>, SamplingError> {
+    let is_sound = |logit: f32| logit < f32::INFINITY;
+    if let Some(index) = logits.iter().position(|logit| !is_sound(*logit)) {
+        return Err(SamplingError::NotANumber {
+            token: index as u32,
+            found: logits[index],
+        });
     }
-    let mut scores: Vec<Score> = (0u32..)
-        .zip(logits)
-        // Adding 0 makes -0 a 0, so that the two are a tie.
-        .map(|(token, logit)| Score { token, score: f64::from(*logit) + 0.0 })
-        .collect();
+    // Adding 0 makes -0 a 0, so that the two are a tie.
+    let mut scores: Vec<f64> = logits.iter().map(|logit| f64::from(*logit) + 0.0).collect();
     for (token, bias) in &fields.logit_bias {
         if let Some(score) = scores.get_mut(*token as usize) {
-            score.score += bias;
+            *score += bias;
         }
     }
     if fields.repetition_penalty != 1.0 {
         let mut is_seen = vec![false; scores.len()];
         for token in prompt.iter().chain(generated) {
-            let Some(seen) = is_seen.get_mut(*token as usize) else { continue };
-            if !std::mem::replace(seen, true) {
-                let score = &mut scores[*token as usize].score;
-                *score = match *score < 0.0 {
-                    true => *score * fields.repetition_penalty,
-                    false => *score / fields.repetition_penalty,
+            let index = *token as usize;
+            if is_seen.get(index) == Some(&false) {
+                is_seen[index] = true;
+                let is_negative = scores[index] < 0.0;
+                let factor = fields.repetition_penalty;
+                scores[index] = if is_negative {
+                    scores[index] * factor
+                } else {
+                    scores[index] / factor
                 };
             }
         }
@@ -288,32 +323,35 @@ fn scores(
                 *count += 1;
             }
         }
-        for (score, count) in scores.iter_mut().zip(counts).filter(|(_, count)| *count > 0) {
-            score.score -=
-                fields.presence_penalty + fields.frequency_penalty * f64::from(count);
+        for (score, count) in scores
+            .iter_mut()
+            .zip(counts)
+            .filter(|(_, count)| *count > 0)
+        {
+            *score -= fields.presence_penalty + fields.frequency_penalty * f64::from(count);
         }
-    }
-    if scores.iter().all(|score| score.score == f64::NEG_INFINITY) {
-        return Err(nothing_left(logits));
     }
     Ok(scores)
 }
 
-fn nothing_left(logits: &[f32]) -> SamplingError {
-    SamplingError::NothingLeft { count: logits.len() }
-}
-
-/// The highest score; of equal ones that of the lowest id.
-fn likeliest(scores: &[Score]) -> Score {
-    let first = scores.first().copied().unwrap_or(Score { token: 0, score: f64::NEG_INFINITY });
-    scores.iter().fold(first, |best, score| if score.score > best.score { *score } else { best })
+/// The highest score and its token; of equal ones the lowest id.
+fn likeliest(scores: &[f64]) -> Result<(u32, f64), SamplingError> {
+    let largest = scores
+        .iter()
+        .fold(f64::NEG_INFINITY, |largest, score| largest.max(*score));
+    match scores.iter().position(|score| *score == largest) {
+        Some(index) if largest > f64::NEG_INFINITY => Ok((index as u32, largest)),
+        _ => Err(SamplingError::NothingLeft {
+            count: scores.len(),
+        }),
+    }
 }
 
 /// A token that may be drawn, with the weight of its probability.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     token: u32,
-    /// At most 1, the weight of the likeliest.
+    /// Above 0 and at most 1, the weight of the likeliest.
     weight: f64,
 }
 
@@ -321,67 +359,100 @@ impl Candidate {
     fn choice(&self, weight_total: f64) -> Choice {
         // Rounding may make the one possibility a hair likelier than certain.
         let share = (self.weight / weight_total).min(1.0);
-        Choice { token: self.token, logprob: libm::log(share) }
+        Choice {
+            token: self.token,
+            logprob: libm::log(share),
+        }
     }
 }
 
 /// The candidates after top-k, in falling probability, sorted only as far as they are asked for.
+///
+/// Scores stand on shelves by their distance from the largest. How many stand on each is counted at the
+/// start, so that the next few shelves can be gathered and sorted alone.
 struct Walk {
-    /// Relative to the largest, which is 0.
-    scores: Vec<Score>,
-    /// Summed by rising id over all candidates, before the order is changed.
+    /// By id, relative to the largest and divided by the temperature: 0 or less.
+    scores: Vec<f64>,
+    counts: [u32; SHELVES],
+    /// Where gathering goes on.
+    next_shelf: usize,
+    /// What was gathered last, and how much of it is walked.
+    sorted: Vec<(f64, u32)>,
+    walked: usize,
+    /// Summed by rising id.
     weight_total: f64,
-    sorted: usize,
-    taken: usize,
     top_p: f64,
     min_p: f64,
     keeps_all: bool,
 }
 
 impl Walk {
-    fn new(mut scores: Vec<Score>, fields: &SamplingFields) -> Walk {
-        // The largest is taken off first, so that the smallest temperature makes no infinity but a weight
-        // of 0.
-        let largest = likeliest(&scores).score;
+    fn new(mut scores: Vec<f64>, fields: &SamplingFields) -> Result<Walk, SamplingError> {
+        // The largest is taken off first, so that the smallest temperature makes weights of 0, no infinity.
+        let (_, largest) = likeliest(&scores)?;
         for score in &mut scores {
-            score.score = (score.score - largest) / fields.temperature;
+            *score = (*score - largest) / fields.temperature;
         }
         let top_k = fields.top_k as usize;
         if top_k > 0 && top_k < scores.len() {
-            let mut ranked = scores.clone();
-            let (_, last, _) = ranked.select_nth_unstable_by(top_k - 1, Score::by_rank);
-            let least = last.score;
-            scores.retain(|score| score.score >= least);
+            cut_below_rank(&mut scores, top_k);
         }
-        let weight_total = scores.iter().map(Score::weight).sum();
-        Walk {
+        Ok(Walk {
+            counts: counts(&scores),
+            weight_total: scores.iter().map(|score| weight(*score)).sum(),
             scores,
-            weight_total,
-            sorted: 0,
-            taken: 0,
+            next_shelf: 0,
+            sorted: Vec::new(),
+            walked: 0,
             top_p: fields.top_p,
             min_p: fields.min_p,
             keeps_all: fields.top_p >= 1.0 && fields.min_p == 0.0,
-        }
+        })
+    }
+
+    /// The likeliest, without a step.
+    fn first(&self) -> Candidate {
+        let token = self
+            .scores
+            .iter()
+            .position(|score| *score == 0.0)
+            .unwrap_or(0) as u32;
+        Candidate { token, weight: 1.0 }
     }
 
     fn next(&mut self) -> Option<Candidate> {
-        if self.taken == self.sorted {
-            self.sort_more();
+        if self.walked == self.sorted.len() {
+            self.gather();
         }
-        let score = self.scores.get(self.taken)?;
-        self.taken += 1;
-        Some(Candidate { token: score.token, weight: score.weight() })
+        let (score, token) = *self.sorted.get(self.walked)?;
+        self.walked += 1;
+        Some(Candidate {
+            token,
+            weight: weight(score),
+        })
     }
 
-    fn sort_more(&mut self) {
-        let rest = &mut self.scores[self.sorted..];
-        let more = FIRST_SORTED.max(self.sorted * 7).min(rest.len());
-        if more < rest.len() {
-            rest.select_nth_unstable_by(more, Score::by_rank);
+    /// Fetches the next shelves and sorts them; each time some times more than before, so that the scores
+    /// are looked through only a few times even if the walk goes far.
+    fn gather(&mut self) {
+        let wanted = GATHERED_FIRST.max(self.sorted.len() * 8);
+        let from = self.next_shelf;
+        let mut count = 0;
+        while self.next_shelf < SHELVES && count < wanted {
+            count += self.counts[self.next_shelf] as usize;
+            self.next_shelf += 1;
         }
-        rest[..more].sort_unstable_by(Score::by_rank);
-        self.sorted += more;
+        let range = from..self.next_shelf;
+        self.walked = 0;
+        self.sorted.clear();
+        if count > 0 {
+            let on_shelves = (0u32..)
+                .zip(&self.scores)
+                .filter(|(_, score)| range.contains(&shelf(**score)));
+            self.sorted
+                .extend(on_shelves.map(|(token, score)| (*score, token)));
+            self.sorted.sort_unstable_by(by_rank);
+        }
     }
 
     /// Those left by top-p and min-p: at least the likeliest.
@@ -389,11 +460,10 @@ impl Walk {
         let mut kept = Vec::new();
         let mut sum = 0.0;
         while let Some(candidate) = self.next() {
-            let is_first = kept.is_empty();
             // Kept is whatever begins below the share, so the last one kept passes it.
             let is_within = self.top_p >= 1.0 || sum < self.top_p * self.weight_total;
             // The likeliest has weight 1.
-            if !is_first && (!is_within || candidate.weight < self.min_p || candidate.weight == 0.0) {
+            if !kept.is_empty() && (!is_within || candidate.weight < self.min_p) {
                 break;
             }
             sum += candidate.weight;
@@ -403,10 +473,71 @@ impl Walk {
     }
 }
 
+/// Rules out all scores below the one that is `rank`th from the top, counted from 1.
+fn cut_below_rank(scores: &mut [f64], rank: usize) {
+    let (mut last_shelf, mut count) = (SHELVES, 0);
+    for (shelf, more) in counts(scores).into_iter().enumerate() {
+        count += more as usize;
+        if count >= rank {
+            last_shelf = shelf;
+            break;
+        }
+    }
+    // Fewer than `rank` weigh anything: all of those stay.
+    if last_shelf == SHELVES {
+        return;
+    }
+    let mut upper: Vec<(f64, u32)> = scores
+        .iter()
+        .filter(|score| shelf(**score) <= last_shelf)
+        .map(|score| (*score, 0))
+        .collect();
+    let (_, (least, _), _) = upper.select_nth_unstable_by(rank - 1, by_rank);
+    let least = *least;
+    for score in scores.iter_mut().filter(|score| **score < least) {
+        *score = f64::NEG_INFINITY;
+    }
+}
+
+/// Falling scores, ties to the lower id. Scores are never NaN.
+fn by_rank(a: &(f64, u32), b: &(f64, u32)) -> Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+}
+
+/// The shelf of a relative score; one that weighs nothing is on none.
+fn shelf(score: f64) -> usize {
+    // A conversion to an integer stops at the largest, so minus infinity is on no shelf either.
+    if score < LEAST_SCORE {
+        SHELVES
+    } else {
+        ((-score * 8.0) as usize).min(SHELVES - 1)
+    }
+}
+
+fn counts(scores: &[f64]) -> [u32; SHELVES] {
+    let mut counts = [0; SHELVES + 1];
+    for score in scores {
+        counts[shelf(*score)] += 1;
+    }
+    std::array::from_fn(|shelf| counts[shelf])
+}
+
+/// In proportion to the probability.
+fn weight(score: f64) -> f64 {
+    if score < LEAST_SCORE {
+        0.0
+    } else {
+        libm::exp(score)
+    }
+}
+
 /// A number in [0, 1) that is fixed by seed and position.
 fn random(seed: u64, position: u64) -> f64 {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(RANDOM_CONTEXT).update(&seed.to_le_bytes()).update(&position.to_le_bytes());
+    hasher
+        .update(RANDOM_CONTEXT)
+        .update(&seed.to_le_bytes())
+        .update(&position.to_le_bytes());
     let mut first = [0; 8];
     hasher.finalize_xof().fill(&mut first);
     // The 53 bits that a f64 holds.
@@ -418,7 +549,10 @@ mod tests {
     use super::*;
 
     fn sampling(change: impl FnOnce(&mut SamplingFields)) -> Sampling {
-        let mut fields = SamplingFields { temperature: 1.0, ..SamplingFields::default() };
+        let mut fields = SamplingFields {
+            temperature: 1.0,
+            ..SamplingFields::default()
+        };
         change(&mut fields);
         Sampling::new(fields).unwrap()
     }
@@ -427,7 +561,13 @@ mod tests {
     #[test]
     fn greedy_takes_the_lowest_id_of_equals() {
         let choice = choose(&[1.0, 3.0, 3.0, -0.0], &[], &[], &Sampling::greedy(), 9).unwrap();
-        assert_eq!(choice, Choice { token: 1, logprob: 0.0 });
+        assert_eq!(
+            choice,
+            Choice {
+                token: 1,
+                logprob: 0.0
+            }
+        );
         let zeros = choose(&[-0.0, 0.0], &[], &[], &Sampling::greedy(), 0).unwrap();
         assert_eq!(zeros.token, 0);
     }
@@ -437,10 +577,20 @@ mod tests {
     fn broken_logits_are_an_error() {
         for sampling in [Sampling::greedy(), sampling(|_| ())] {
             let run = |logits: &[f32]| choose(logits, &[], &[], &sampling, 0).unwrap_err();
-            assert!(run(&[0.0, f32::NAN]).to_string().starts_with("the logit of token 1 is NaN"));
-            assert!(matches!(run(&[f32::INFINITY]), SamplingError::NotANumber { token: 0, .. }));
+            assert!(
+                run(&[0.0, f32::NAN])
+                    .to_string()
+                    .starts_with("the logit of token 1 is NaN")
+            );
+            assert!(matches!(
+                run(&[f32::INFINITY]),
+                SamplingError::NotANumber { token: 0, .. }
+            ));
             assert_eq!(run(&[]), SamplingError::NothingLeft { count: 0 });
-            assert_eq!(run(&[f32::NEG_INFINITY; 3]), SamplingError::NothingLeft { count: 3 });
+            assert_eq!(
+                run(&[f32::NEG_INFINITY; 3]),
+                SamplingError::NothingLeft { count: 3 }
+            );
         }
         assert!(logprobs(&[f32::NAN], 0, 1).is_err());
     }
@@ -450,7 +600,9 @@ mod tests {
     fn fields_out_of_range_are_named() {
         type Change = fn(&mut SamplingFields);
         let changes: [(&str, Change); 9] = [
-            ("temperature is -1, which is not between 0 and 100", |f| f.temperature = -1.0),
+            ("temperature is -1, which is not between 0 and 100", |f| {
+                f.temperature = -1.0
+            }),
             ("temperature is NaN", |f| f.temperature = f64::NAN),
             ("top_p is 0, which is not above 0", |f| f.top_p = 0.0),
             ("top_p is 1.5", |f| f.top_p = 1.5),
@@ -472,12 +624,21 @@ mod tests {
     #[test]
     fn walking_in_rounds_is_sorting_all() {
         // A flat distribution with many ties, so that the walk gets far.
-        let logits: Vec<f32> = (0..5000u32).map(|i| ((i * 7919) % 97) as f32 / 97.0).collect();
+        let logits: Vec<f32> = (0..5000u32)
+            .map(|i| ((i * 7919) % 97) as f32 / 97.0)
+            .collect();
         let plain = sampling(|_| ());
         let all = distribution(&logits, &[], &[], &plain).unwrap();
         let mut ranked: Vec<u32> = (0..5000).collect();
-        ranked.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
-        assert_eq!(all.iter().map(|(token, _)| *token).collect::<Vec<_>>(), ranked);
+        ranked.sort_by(|a, b| {
+            logits[*b as usize]
+                .total_cmp(&logits[*a as usize])
+                .then(a.cmp(b))
+        });
+        assert_eq!(
+            all.iter().map(|(token, _)| *token).collect::<Vec<_>>(),
+            ranked
+        );
         for position in 0..200 {
             let target = random(0, position);
             let mut sum = 0.0;

@@ -7,10 +7,12 @@
 mod header;
 mod plane;
 mod source;
+mod synthetic;
 
 pub use header::{Dtype, Tensor};
 pub use plane::{Plane, Reader, Scales, Values, vector, vector_slice};
 pub use source::Source;
+pub use synthetic::Synthetic;
 
 use std::collections::HashMap;
 use std::ops::Range;

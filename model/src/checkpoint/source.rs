@@ -1,10 +1,11 @@
-//! One file of weights: on disk, or embedded in the program.
+//! One file of weights: on disk, embedded in the program, or made up as it is read.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
+use super::synthetic::Generator;
 
 /// A file of weights.
 #[derive(Debug)]
@@ -18,6 +19,7 @@ pub struct Source {
 enum Bytes {
     Disk(File),
     Embedded(&'static [u8]),
+    Synthetic(Generator),
 }
 
 impl Source {
@@ -42,6 +44,11 @@ impl Source {
         Self { path: PathBuf::from(name), length, bytes: Bytes::Embedded(bytes) }
     }
 
+    /// A file of random weights that does not exist.
+    pub(super) fn synthetic(name: &str, length: u64, generator: Generator) -> Self {
+        Self { path: PathBuf::from(name), length, bytes: Bytes::Synthetic(generator) }
+    }
+
     /// Its path, or the name of the embedded model.
     pub fn path(&self) -> &Path {
         &self.path
@@ -52,7 +59,7 @@ impl Source {
         self.length
     }
 
-    /// Size and time of last change, for caches; `None` if it is embedded.
+    /// Size and time of last change, for caches; `None` if it is not on disk.
     pub fn stamp(&self) -> Option<(u64, i128)> {
         let Bytes::Disk(file) = &self.bytes else { return None };
         let modified = file.metadata().ok()?.modified().ok()?;
@@ -81,6 +88,10 @@ impl Source {
                     },
                 }
             }),
+            Bytes::Synthetic(generator) => {
+                generator.fill(offset, buffer);
+                Ok(())
+            }
             Bytes::Embedded(bytes) => {
                 let start = offset as usize;
                 match bytes.get(start..start + buffer.len()) {

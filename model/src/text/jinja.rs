@@ -3,8 +3,9 @@
 //! Pure. Trimmed blocks, loop controls, Python's methods and Python's way to print; `tojson` that escapes
 //! nothing, `raise_exception`, and `{% generation %}` blocks, which only mark text for training.
 //!
-//! Known to differ: `~` and `%` are minijinja's own operators, so `"a" ~ true` gives `atrue`, and
-//! `"%s" % x` is an error.
+//! Known to differ: tuples print as lists, `~` prints a list with double quotes, and `"%s" % x`, `varargs`,
+//! `joiner`, `cycler` and a few filters about HTML and layout (`truncate`, `urlencode`, `wordcount`) are
+//! errors.
 
 use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
@@ -38,14 +39,18 @@ pub(super) fn environment() -> Environment<'static> {
     env.add_filter("int", int);
     env.add_filter("float", float);
     env.add_test("sequence", is_sequence);
-    // minijinja would loop over none, Python would not.
+    // Without none, over which minijinja would loop.
     env.add_test("iterable", |value: &Value| {
-        is_sequence(value) || (!value.is_none() && value.try_iter().is_ok())
+        is_sequence(value) || value.is_undefined()
     });
-    env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
-        let message = str_of(message);
-        Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
-    });
+    env.add_function(
+        "raise_exception",
+        |message: &Value| -> Result<Value, Error> {
+            let message = str_of(message);
+            Err(Error::new(ErrorKind::InvalidOperation, message.clone())
+                .with_source(Raised(message)))
+        },
+    );
     env
 }
 
@@ -87,7 +92,8 @@ pub(super) fn prepare(source: &str) -> String {
 
 /// Jinja's test: whatever has a length and can be indexed.
 fn is_sequence(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
+    use ValueKind::{Iterable, Map, Seq, String};
+    matches!(value.kind(), Seq | Iterable | Map | String)
 }
 
 fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
@@ -114,14 +120,28 @@ fn tojson(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<Value, Err
         }),
     };
     let separators = match argument(2, "separators")? {
-        None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
-        Some(value) => (str_of(&value.get_item_by_index(0)?), str_of(&value.get_item_by_index(1)?)),
+        None => (
+            if indent.is_some() { "," } else { ", " }.to_owned(),
+            ": ".to_owned(),
+        ),
+        Some(value) => (
+            str_of(&value.get_item_by_index(0)?),
+            str_of(&value.get_item_by_index(1)?),
+        ),
     };
     let sort_keys = argument(3, "sort_keys")?.is_some_and(|value| value.is_true());
     kwargs.assert_all_used()?;
-    json_dumps(value, &JsonStyle { ensure_ascii, indent, separators, sort_keys })
-        .map(Value::from)
-        .map_err(invalid)
+    json_dumps(
+        value,
+        &JsonStyle {
+            ensure_ascii,
+            indent,
+            separators,
+            sort_keys,
+        },
+    )
+    .map(Value::from)
+    .map_err(invalid)
 }
 
 /// `join`, with items printed as in Python.
@@ -152,12 +172,20 @@ fn join(
 
 /// `length`, which for undefined is 0.
 fn length(value: &Value) -> Result<usize, Error> {
-    if value.is_undefined() { Ok(0) } else { minijinja::filters::length(value) }
+    if value.is_undefined() {
+        Ok(0)
+    } else {
+        minijinja::filters::length(value)
+    }
 }
 
 /// `int`: what is no number is the default, not an error.
 fn int(value: &Value, default: Option<Value>) -> Value {
-    let whole = |float: f64| float.is_finite().then(|| Value::from(float.trunc() as i128));
+    let whole = |float: f64| {
+        float
+            .is_finite()
+            .then(|| Value::from(float.trunc() as i128))
+    };
     let number = match value.as_str().map(str::trim) {
         Some(text) => match text.parse::<i128>() {
             Ok(number) => Some(Value::from(number)),
@@ -175,7 +203,9 @@ fn float(value: &Value, default: Option<Value>) -> Value {
         Some(text) => text.trim().parse().ok(),
         None => number(value),
     };
-    number.map(Value::from).unwrap_or_else(|| default.unwrap_or_else(|| Value::from(0.0)))
+    number
+        .map(Value::from)
+        .unwrap_or_else(|| default.unwrap_or_else(|| Value::from(0.0)))
 }
 
 fn number(value: &Value) -> Option<f64> {
@@ -241,6 +271,13 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Option<Result<Valu
                 let texts: Vec<String> = list.try_iter()?.map(|item| str_of(&item)).collect();
                 Value::from(texts.join(text))
             }
+            // Of no characters none is of a kind.
+            "isalnum" | "isalpha" | "isdigit" | "islower" | "isnumeric" | "isspace" | "isupper"
+                if text.is_empty() =>
+            {
+                let () = from_args(args)?;
+                Value::from(false)
+            }
             "zfill" => {
                 let (width,): (usize,) = from_args(args)?;
                 let missing = width.min(1024).saturating_sub(text.chars().count());
@@ -271,7 +308,9 @@ fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     let limit = usize::try_from(limit.unwrap_or(-1)).unwrap_or(usize::MAX);
     let mut parts: Vec<&str> = match &separator {
         Some(separator) => {
-            let separator = separator.as_str().ok_or_else(|| invalid("must be str or None"))?;
+            let separator = separator
+                .as_str()
+                .ok_or_else(|| invalid("must be str or None"))?;
             if separator.is_empty() {
                 return Err(invalid("empty separator"));
             }
@@ -301,7 +340,8 @@ fn split_whitespace(text: &str, from_right: bool, limit: usize) -> Vec<&str> {
                 (&rest[at + space..], &rest[..at])
             })
         } else {
-            rest.find(char::is_whitespace).map(|at| (&rest[..at], &rest[at..]))
+            rest.find(char::is_whitespace)
+                .map(|at| (&rest[..at], &rest[at..]))
         };
         match end.filter(|_| parts.len() < limit) {
             Some((part, more)) => {
@@ -346,8 +386,14 @@ mod tests {
             ("'7'.zfill(3)", "007"),
             ("[true, none, 1.5]|join('|')", "True|None|1.5"),
             ("{'b': 1, 'a': '<&>'}|tojson", r#"{"b": 1, "a": "<&>"}"#),
-            ("{'b': [1, {}], 'a': []}|tojson(indent=2)", "{\n  \"b\": [\n    1,\n    {}\n  ],\n  \"a\": []\n}"),
-            ("{'b': 1, 'a': 'é'}|tojson(sort_keys=true, ensure_ascii=true)", r#"{"a": "\u00e9", "b": 1}"#),
+            (
+                "{'b': [1, {}], 'a': []}|tojson(indent=2)",
+                "{\n  \"b\": [\n    1,\n    {}\n  ],\n  \"a\": []\n}",
+            ),
+            (
+                "{'b': 1, 'a': 'é'}|tojson(sort_keys=true, ensure_ascii=true)",
+                r#"{"a": "\u00e9", "b": 1}"#,
+            ),
             ("{'b': 1}|tojson(separators=(',', ':'))", r#"{"b":1}"#),
         ] {
             let rendered = render(&format!("{{{{ {expression} }}}}"));
@@ -358,7 +404,8 @@ mod tests {
     /// The block is transparent, and names set inside stay inside, as in Jinja's own block.
     #[test]
     fn generation_blocks_are_transparent() {
-        let source = "a\n{%- generation %}\n{% set x = 1 %}b{{ x }}\n{%- endgeneration -%}\n c{{ x }}";
+        let source =
+            "a\n{%- generation %}\n{% set x = 1 %}b{{ x }}\n{%- endgeneration -%}\n c{{ x }}";
         assert_eq!(render(source).unwrap(), "ab1c");
     }
 }

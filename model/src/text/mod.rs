@@ -24,7 +24,7 @@ pub use chat::{ChatInput, ChatTemplate};
 pub use error::{ChatError, TextError};
 pub use generation::GenerationConfig;
 pub use special_tokens::SpecialTokens;
-pub use stop::{StopError, StopStream, StopText, STOP_BYTES_MAX, STOP_COUNT_MAX};
+pub use stop::{STOP_BYTES_MAX, STOP_COUNT_MAX, StopError, StopStream, StopText};
 pub use stream::TextStream;
 pub use tokenizer::Tokenizer;
 pub use wall_time::WallTime;

@@ -27,7 +27,8 @@ fn write_repr(value: &Value, out: &mut String) {
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
         ValueKind::Number => out.push_str(&number(value)),
         ValueKind::String => quote(value.as_str().unwrap_or_default(), out),
-        ValueKind::Seq => {
+        // A slice of a list is an iterable here and a list in Python.
+        ValueKind::Seq | ValueKind::Iterable => {
             out.push('[');
             for (index, item) in items(value).enumerate() {
                 out.push_str(if index == 0 { "" } else { ", " });
@@ -78,7 +79,11 @@ fn float_repr(float: f64) -> String {
     let exponent: i32 = exponent.parse().unwrap_or(0);
     if (-4..16).contains(&exponent) {
         let plain = float.to_string();
-        return if plain.contains('.') { plain } else { plain + ".0" };
+        return if plain.contains('.') {
+            plain
+        } else {
+            plain + ".0"
+        };
     }
     let sign = if exponent < 0 { '-' } else { '+' };
     format!("{digits}e{sign}{:02}", exponent.abs())
@@ -86,7 +91,11 @@ fn float_repr(float: f64) -> String {
 
 /// Python's `repr(str)`: single quotes, unless there are only single ones inside.
 fn quote(text: &str, out: &mut String) {
-    let mark = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let mark = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
     out.push(mark);
     for char in text.chars() {
         match char {
@@ -95,7 +104,10 @@ fn quote(text: &str, out: &mut String) {
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
             char if char == mark => out.extend(['\\', char]),
-            char if (char as u32) < 0x20 || (0x7F..0xA1).contains(&(char as u32)) || char == '\u{AD}' => {
+            char if (char as u32) < 0x20
+                || (0x7F..0xA1).contains(&(char as u32))
+                || char == '\u{AD}' =>
+            {
                 out.push_str(&format!("\\x{:02x}", char as u32));
             }
             char => out.push(char),
@@ -124,13 +136,20 @@ pub(super) fn json_dumps(value: &Value, style: &JsonStyle) -> Result<String, Str
     Ok(out)
 }
 
-fn write_json(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) -> Result<(), String> {
+fn write_json(
+    value: &Value,
+    style: &JsonStyle,
+    depth: usize,
+    out: &mut String,
+) -> Result<(), String> {
     match value.kind() {
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
         ValueKind::Number => out.push_str(&json_number(value)),
-        ValueKind::String => json_quote(value.as_str().unwrap_or_default(), style.ensure_ascii, out),
-        ValueKind::Seq => {
+        ValueKind::String => {
+            json_quote(value.as_str().unwrap_or_default(), style.ensure_ascii, out)
+        }
+        ValueKind::Seq | ValueKind::Iterable => {
             let list: Vec<Value> = items(value).collect();
             enclose('[', ']', list.len(), style, depth, out, |index, out| {
                 write_json(&list[index], style, depth + 1, out)
@@ -147,7 +166,12 @@ fn write_json(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) 
                 let (name, key) = &keys[index];
                 json_quote(name, style.ensure_ascii, out);
                 out.push_str(&style.separators.1);
-                write_json(&value.get_item(key).unwrap_or_default(), style, depth + 1, out)
+                write_json(
+                    &value.get_item(key).unwrap_or_default(),
+                    style,
+                    depth + 1,
+                    out,
+                )
             })?;
         }
         kind => return Err(format!("a value of type {kind} has no JSON")),
@@ -248,8 +272,14 @@ mod tests {
             ("0.0001", "0.0001"),
             ("0.00001", "1e-05"),
             ("-0.0", "-0.0"),
-            (r#"["a", "it's", "\"'", 1, null]"#, r#"['a', "it's", '"\'', 1, None]"#),
-            (r#"{"b": {"a": [false]}, "a": "é\n\u007f"}"#, r"{'b': {'a': [False]}, 'a': 'é\n\x7f'}"),
+            (
+                r#"["a", "it's", "\"'", 1, null]"#,
+                r#"['a', "it's", '"\'', 1, None]"#,
+            ),
+            (
+                r#"{"b": {"a": [false]}, "a": "é\n\u007f"}"#,
+                r"{'b': {'a': [False]}, 'a': 'é\n\x7f'}",
+            ),
             (r#""plain \"text\"""#, r#"plain "text""#),
         ] {
             assert_eq!(str_of(&value(json)), expected);

@@ -51,7 +51,9 @@ impl Plan {
         for step in &steps {
             // The library subtracts without asking and would panic on a short token.
             if kind(step) == "Strip" && step["stop"].as_u64() != Some(0) {
-                return Err("its decoder strips the end of tokens, which is not supported".to_owned());
+                return Err(
+                    "its decoder strips the end of tokens, which is not supported".to_owned(),
+                );
             }
         }
         if cleans_up {
@@ -75,8 +77,12 @@ impl Pieces {
         for step in steps {
             let step_rank = match kind(step) {
                 "Replace" => {
-                    let from = step["pattern"]["String"].as_str().filter(|from| !from.is_empty())?;
-                    pieces.replacements.push((from.to_owned(), step["content"].as_str()?.to_owned()));
+                    let from = step["pattern"]["String"]
+                        .as_str()
+                        .filter(|from| !from.is_empty())?;
+                    pieces
+                        .replacements
+                        .push((from.to_owned(), step["content"].as_str()?.to_owned()));
                     0
                 }
                 "Metaspace" => {
@@ -139,7 +145,10 @@ pub struct TextStream {
 impl TextStream {
     pub(super) fn new(tokenizer: Tokenizer, skip_special: bool) -> TextStream {
         let strip_left = match tokenizer.plan() {
-            Plan::Pieces(Pieces { strip: Some((_, count)), .. }) => *count,
+            Plan::Pieces(Pieces {
+                strip: Some((_, count)),
+                ..
+            }) => *count,
             _ => 0,
         };
         TextStream {
@@ -226,9 +235,8 @@ impl TextStream {
 
     /// The text of the byte tokens held back.
     fn take_run(&mut self) -> String {
-        String::from_utf8(std::mem::take(&mut self.bytes)).unwrap_or_else(|error| {
-            "\u{FFFD}".repeat(error.as_bytes().len())
-        })
+        String::from_utf8(std::mem::take(&mut self.bytes))
+            .unwrap_or_else(|error| "\u{FFFD}".repeat(error.as_bytes().len()))
     }
 
     fn push_stripped(&mut self, pieces: &Pieces, text: &str, out: &mut String) {
@@ -249,7 +257,9 @@ impl TextStream {
 
     /// A decoder that fails on these ids gives no text; `decode` gives the error.
     fn decode_all(&self) -> String {
-        self.tokenizer.decode(&self.ids, self.skip_special).unwrap_or_default()
+        self.tokenizer
+            .decode(&self.ids, self.skip_special)
+            .unwrap_or_default()
     }
 
     fn emit(&mut self, text: &str, end: usize, out: &mut String) {
@@ -325,7 +335,10 @@ mod tests {
     /// The alphabet is a bijection on bytes; one wrong row would garble some language silently.
     #[test]
     fn the_byte_alphabet_is_complete() {
-        let mut seen: Vec<u8> = (0..0x200).filter_map(char::from_u32).filter_map(byte_of_char).collect();
+        let mut seen: Vec<u8> = (0..0x200)
+            .filter_map(char::from_u32)
+            .filter_map(byte_of_char)
+            .collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..=255).collect::<Vec<u8>>());
     }

@@ -73,8 +73,10 @@ impl Tokenizer {
         };
         let config = Config::read(&config_file, &config)?;
 
-        let unusable =
-            |reason: String| TextError::Tokenizer { file: file.clone(), reason };
+        let unusable = |reason: String| TextError::Tokenizer {
+            file: file.clone(),
+            reason,
+        };
         // Parsed as plain JSON first: the library's own message for a cut file names neither line nor file.
         let json = parse_object(&file, tokenizer_json)?;
         if !json.get("model").is_some_and(Value::is_object) {
@@ -82,7 +84,9 @@ impl Tokenizer {
         }
         let mut backend = tokenizers::Tokenizer::from_bytes(tokenizer_json)
             .map_err(|error| unusable(error.to_string()))?;
-        backend.with_truncation(None).map_err(|error| unusable(error.to_string()))?;
+        backend
+            .with_truncation(None)
+            .map_err(|error| unusable(error.to_string()))?;
         backend.with_padding(None);
         backend.set_encode_special_tokens(config.split_special_tokens);
         add_tokens(&mut backend, &special_tokens).map_err(|error| unusable(error.to_string()))?;
@@ -93,7 +97,15 @@ impl Tokenizer {
         let cleans_up = config.clean_up
             && (config.clean_up_bpe || !matches!(backend.get_model(), ModelWrapper::BPE(_)));
         let plan = Plan::of(backend.get_decoder(), cleans_up).map_err(unusable)?;
-        Ok(Tokenizer { inner: Arc::new(Inner { file, backend, special_tokens, plan, cleans_up }) })
+        Ok(Tokenizer {
+            inner: Arc::new(Inner {
+                file,
+                backend,
+                special_tokens,
+                plan,
+                cleans_up,
+            }),
+        })
     }
 
     /// The ids of `text`. `add_special` adds what the model wants around a raw text, usually a
@@ -161,7 +173,9 @@ impl Tokenizer {
     /// Whether decoding may skip this id.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.inner.backend.get_added_vocabulary();
-        added.simple_id_to_token(id).is_some_and(|token| added.is_special_token(&token))
+        added
+            .simple_id_to_token(id)
+            .is_some_and(|token| added.is_special_token(&token))
     }
 
     /// The tokens that have a name.
@@ -173,8 +187,9 @@ impl Tokenizer {
     pub(super) fn decodable(&self, id: u32, skip_special: bool) -> Option<String> {
         use tokenizers::Model;
         let added = self.inner.backend.get_added_vocabulary();
-        let token =
-            added.simple_id_to_token(id).or_else(|| self.inner.backend.get_model().id_to_token(id))?;
+        let token = added
+            .simple_id_to_token(id)
+            .or_else(|| self.inner.backend.get_model().id_to_token(id))?;
         (!skip_special || !added.is_special_token(&token)).then_some(token)
     }
 
@@ -228,10 +243,15 @@ fn add_tokens(
     special_tokens: &SpecialTokens,
 ) -> tokenizers::Result<()> {
     backend.add_tokens(special_tokens.added().iter().cloned())?;
-    let known: std::collections::HashSet<String> =
-        backend.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
-    let missing =
-        special_tokens.required().filter(|token| !known.contains(&token.content)).cloned();
+    let known: std::collections::HashSet<String> = backend
+        .get_added_tokens_decoder()
+        .into_values()
+        .map(|token| token.content)
+        .collect();
+    let missing = special_tokens
+        .required()
+        .filter(|token| !known.contains(&token.content))
+        .cloned();
     backend.add_tokens(missing)?;
     Ok(())
 }
@@ -249,7 +269,8 @@ fn ends(
     };
     let tokens: [Option<(String, u32)>; 2] = [find(bos, "bos_token"), find(eos, "eos_token")];
     // Pieces are handed over one by one: a template string would misread a token that holds a space.
-    let piece = |token: &Option<(String, u32)>| token.iter().map(|(text, _)| text.clone()).collect();
+    let piece =
+        |token: &Option<(String, u32)>| token.iter().map(|(text, _)| text.clone()).collect();
     let single: Vec<String> =
         [piece(&tokens[0]), vec!["$A".to_owned()], piece(&tokens[1])].concat();
     let specials = tokens

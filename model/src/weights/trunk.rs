@@ -167,6 +167,32 @@ impl<'c> TrunkPlan<'c> {
         Ok(MatrixPlan::of(self.plane(name, rows, columns)?))
     }
 
+    /// Bytes of the packed trunk in the BF16 classes, found without reading it.
+    pub fn bytes(&self) -> Result<u64, CheckpointError> {
+        let spec = self.spec;
+        let mut bytes = self.matrix(self.head_name(), spec.vocab, spec.hidden)?.bytes(false);
+        if !spec.tied {
+            bytes += 2 * spec.vocab * spec.hidden;
+        }
+        for (index, layer) in spec.layers.iter().enumerate() {
+            let names = self.names.layer(index);
+            bytes += self.attention(layer, &names)?.bytes(false);
+            bytes += self.forward(layer, &names)?.bytes(false);
+        }
+        Ok(bytes as u64)
+    }
+
+    fn head_name(&self) -> &'static str {
+        if self.spec.tied { self.names.embedding() } else { self.names.head() }
+    }
+
+    fn attention(&self, layer: &Layer, names: &LayerNames) -> Result<AttentionPlan<'c>, CheckpointError> {
+        Ok(match &layer.attention {
+            Attention::Grouped(g) => AttentionPlan::Grouped(self.grouped(g, names)?),
+            Attention::Latent(l) => AttentionPlan::Latent(self.latent(l, names)?),
+        })
+    }
+
     /// Loads the embedding; nothing if it is the head.
     pub fn embedding(&self, reader: &mut Reader) -> Loaded<Embedding> {
         let (vocab, hidden) = (self.spec.vocab, self.spec.hidden);
@@ -193,8 +219,7 @@ impl<'c> TrunkPlan<'c> {
     pub fn head(&self, reader: &mut Reader) -> Loaded<(Vec<f32>, Matrix)> {
         let (vocab, hidden) = (self.spec.vocab, self.spec.hidden);
         let norm = vector(self.checkpoint, reader, self.names.norm(), hidden)?;
-        let name = if self.spec.tied { self.names.embedding() } else { self.names.head() };
-        let plan = self.matrix(name, vocab, hidden)?;
+        let plan = self.matrix(self.head_name(), vocab, hidden)?;
         let head = plan.load(&Arc::new(Region::new(plan.bytes(reader.exact))), reader)?;
         Ok(((norm, head), reader.take_digest().map(Digest)))
     }
@@ -203,10 +228,7 @@ impl<'c> TrunkPlan<'c> {
     pub fn layer(&self, index: usize, reader: &mut Reader) -> Loaded<TrunkLayer> {
         let layer = &self.spec.layers[index];
         let names = self.names.layer(index);
-        let attention = match &layer.attention {
-            Attention::Grouped(g) => AttentionPlan::Grouped(self.grouped(g, &names)?),
-            Attention::Latent(l) => AttentionPlan::Latent(self.latent(l, &names)?),
-        };
+        let attention = self.attention(layer, &names)?;
         let forward = self.forward(layer, &names)?;
         let bytes = attention.bytes(reader.exact) + forward.bytes(reader.exact);
         let region = Arc::new(Region::new(bytes));

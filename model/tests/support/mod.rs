@@ -1,11 +1,12 @@
 //! What the tests of this crate share: fixtures, their expected outputs, and a loop over a whole model.
 #![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(unreachable_pub, reason = "a test file has no outside")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use phalanx_model::experts::{Experts, LocalExperts};
-use phalanx_model::kernel::{Kernels, NumericClass};
+use phalanx_model::kernel::{Kernels, NumericClass, Path as KernelPath};
 use phalanx_model::kv::{KvCache, Sequence};
 use phalanx_model::load::{self, Opened, Progress, Request};
 use phalanx_model::plain::{Observe, Run, Unobserved, step};
@@ -29,6 +30,81 @@ pub fn fixtures() -> Vec<PathBuf> {
     all.extend(folders(&root().join("tests/fixtures/extra")));
     all.push(root().join("demo-model"));
     all
+}
+
+/// One fixture, of the seven or of the extra ones.
+pub fn fixture(name: &str) -> PathBuf {
+    let dir = root().join("tests/fixtures");
+    [dir.join(name), dir.join("extra").join(name)]
+        .into_iter()
+        .find(|dir| dir.join("config.json").exists())
+        .unwrap_or_else(|| panic!("no fixture {name} in {}", dir.display()))
+}
+
+/// The last part of a folder's path.
+pub fn name_of(dir: &Path) -> &str {
+    dir.file_name().and_then(|name| name.to_str()).expect("a fixture's folder has a name")
+}
+
+/// The paths that compute `class` at speed and that this CPU runs, fastest first; says which it lacks.
+pub fn kernels_of(class: NumericClass) -> Vec<Kernels> {
+    class
+        .paths()
+        .iter()
+        .filter_map(|&path: &KernelPath| match Kernels::new(class, path) {
+            Ok(kernels) => Some(kernels),
+            Err(_) => {
+                let feature = path.missing_feature().expect("a path of the class can fail for no other reason");
+                println!("SKIPPED: {class} on {path}: {feature} is missing");
+                None
+            }
+        })
+        .collect()
+}
+
+/// Random numbers that a seed repeats.
+#[derive(Clone)]
+pub struct Random(u64);
+
+impl Random {
+    /// From the environment's `variable`, or always the same. It is printed, with the way to replay it.
+    pub fn seeded(variable: &str) -> Self {
+        let seed = std::env::var(variable).ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_260_726);
+        println!("replay with {variable}={seed}");
+        Self::new(seed)
+    }
+
+    pub fn new(seed: u64) -> Self {
+        // Neither zero nor nearly so: the generator takes long to leave it.
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+
+    /// From 0 to `limit - 1`.
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+
+    /// From -1 to 1.
+    pub fn signed(&mut self) -> f32 {
+        self.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    pub fn tokens(&mut self, count: usize, vocab: usize) -> Vec<u32> {
+        (0..count).map(|_| self.below(vocab) as u32).collect()
+    }
+
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.below(i + 1));
+        }
+    }
 }
 
 fn folders(dir: &Path) -> Vec<PathBuf> {
@@ -168,6 +244,21 @@ impl Loop {
         let mut logits = Vec::new();
         self.trunk.logits(&self.pool, &mut self.work, rows.unwrap_or(&last), &mut logits);
         logits
+    }
+
+    /// One step of several runs; the logits of all rows.
+    pub fn step_all(&mut self, runs: &mut [Run<'_>]) -> Vec<f32> {
+        let rows: Vec<usize> = (0..runs.iter().map(|run| run.tokens.len()).sum()).collect();
+        self.step_observed(runs, Some(&rows), &mut Unobserved)
+    }
+
+    /// Everything that the cache keeps of a sequence from `from` on, position after position, layer after layer.
+    pub fn kept(&self, sequence: &Sequence, from: usize) -> Vec<f32> {
+        let layers = self.trunk.spec().layers.len();
+        (from..sequence.len())
+            .flat_map(|position| (0..layers).map(move |layer| (layer, position)))
+            .flat_map(|(layer, position)| self.cache.read(layer, sequence, position))
+            .collect()
     }
 
     /// All logits of a fresh sequence.

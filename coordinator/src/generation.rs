@@ -1,0 +1,191 @@
+//! One answer: from logits to tokens to text, until something ends it.
+//!
+//! Pure. It holds no weights and computes nothing: whoever runs the model asks for
+//! [`Generation::next_tokens`], computes them, and brings the logits back. Since a choice depends on
+//! logits, history, seed and position alone, an answer can be taken up again anywhere from its prompt and
+//! the tokens so far.
+
+use model::sampler::{self, Sampling, SamplingError};
+use model::text::{StopStream, TextStream};
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, or a stop string came.
+    Stop,
+    /// It has as many tokens as it may.
+    Length,
+}
+
+impl FinishReason {
+    /// The word that clients know.
+    pub fn name(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Ids of the prompt; at least one.
+    pub prompt: Vec<u32>,
+    /// How to choose.
+    pub sampling: Sampling,
+    /// Most tokens of the answer; at least one.
+    pub tokens_max: usize,
+    /// Ids that end the answer. They are not part of it.
+    pub end_ids: Vec<u32>,
+    /// Likeliest alternatives to report with each token.
+    pub alternatives: usize,
+}
+
+/// A token of the answer, and what the model thought of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// Logarithm of the model's probability of it, before penalties, temperature and cuts.
+    pub logprob: f64,
+    /// The likeliest ids and theirs.
+    pub alternatives: Vec<(u32, f64)>,
+}
+
+/// What one step brought.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Step {
+    /// The token that was added to the answer, if the answer did not end before it.
+    pub token: Option<Token>,
+    /// Text that may be shown.
+    pub text: String,
+}
+
+/// An answer under way.
+#[derive(Debug)]
+pub struct Generation {
+    request: Request,
+    tokens: Vec<u32>,
+    text: TextStream,
+    stop: StopStream,
+    finish: Option<FinishReason>,
+}
+
+impl Generation {
+    /// An answer that has not begun.
+    pub fn new(request: Request, text: TextStream, stop: StopStream) -> Self {
+        assert!(!request.prompt.is_empty(), "a prompt has at least one token");
+        assert!(request.tokens_max > 0, "an answer may have at least one token");
+        Self { request, tokens: Vec::new(), text, stop, finish: None }
+    }
+
+    /// What is to be computed next: the prompt, then the last token. Nothing once it has ended.
+    pub fn next_tokens(&self) -> &[u32] {
+        match (self.finish, self.tokens.last()) {
+            (Some(_), _) => &[],
+            (None, None) => &self.request.prompt,
+            (None, Some(last)) => std::slice::from_ref(last),
+        }
+    }
+
+    /// Takes the logits that follow the tokens last asked for.
+    pub fn handle_logits(&mut self, logits: &[f32]) -> Result<Step, SamplingError> {
+        assert!(self.finish.is_none(), "an ended answer takes no logits");
+        let Request { prompt, sampling, tokens_max, end_ids, alternatives } = &self.request;
+        let position = (prompt.len() + self.tokens.len()) as u64;
+        let id = sampler::choose(logits, prompt, &self.tokens, sampling, position)?.token;
+        if end_ids.contains(&id) {
+            self.finish = Some(FinishReason::Stop);
+            return Ok(Step { token: None, text: self.flush() });
+        }
+        let thought = sampler::logprobs(logits, id, *alternatives)?;
+        self.tokens.push(id);
+        let piece = self.text.push(id);
+        let mut text = self.stop.push(&piece).text;
+        if self.stop.is_stopped() {
+            self.finish = Some(FinishReason::Stop);
+        } else if self.tokens.len() == *tokens_max {
+            self.finish = Some(FinishReason::Length);
+            text += &self.flush();
+        }
+        let token = Token { id, logprob: thought.chosen, alternatives: thought.top };
+        Ok(Step { token: Some(token), text })
+    }
+
+    /// The answer's ids so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Why it ended, once it has.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish
+    }
+
+    /// Text held back: half a character, or what might have become a stop string.
+    fn flush(&mut self) -> String {
+        let piece = self.text.finish();
+        let mut text = self.stop.push(&piece).text;
+        text += &self.stop.finish();
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::text::Tokenizer;
+
+    fn tokenizer() -> Tokenizer {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../demo-model");
+        Tokenizer::open(std::path::Path::new(dir)).expect("the demo model has a tokenizer")
+    }
+
+    fn logits(id: u32) -> Vec<f32> {
+        (0..264).map(|i| if i == id { 9.0 } else { 0.0 }).collect()
+    }
+
+    fn generation(stops: &[&str], tokens_max: usize) -> Generation {
+        let tokenizer = tokenizer();
+        let request = Request {
+            prompt: tokenizer.encode("x=", true).expect("text"),
+            sampling: Sampling::greedy(),
+            tokens_max,
+            end_ids: vec![257],
+            alternatives: 1,
+        };
+        let stops = stops.iter().map(|s| s.to_string()).collect();
+        Generation::new(request, tokenizer.stream(true), StopStream::new(stops).expect("few"))
+    }
+
+    fn run(generation: &mut Generation, ids: &[u32]) -> String {
+        ids.iter().map(|id| generation.handle_logits(&logits(*id)).expect("finite").text).collect()
+    }
+
+    /// The prompt is computed once, then each token as it is chosen; the end token is not part of it.
+    #[test]
+    fn the_end_token_ends_an_answer_and_is_not_part_of_it() {
+        let mut generation = generation(&[], 10);
+        assert_eq!(generation.next_tokens(), [120, 61]);
+        assert_eq!(run(&mut generation, &[56]), "8");
+        assert_eq!(generation.next_tokens(), [56]);
+        run(&mut generation, &[59, 257]);
+        assert_eq!(generation.tokens(), [56, 59]);
+        assert_eq!(generation.finish_reason(), Some(FinishReason::Stop));
+        assert!(generation.next_tokens().is_empty());
+    }
+
+    /// Text that might become a stop string is held, and shown if it does not.
+    #[test]
+    fn a_stop_string_ends_an_answer_before_itself() {
+        let mut stopped = generation(&["89;"], 10);
+        assert_eq!(run(&mut stopped, &[55, 56, 57]), "7");
+        assert_eq!(run(&mut stopped, &[59]), "");
+        assert_eq!(stopped.finish_reason(), Some(FinishReason::Stop));
+
+        let mut full = generation(&["89;"], 3);
+        assert_eq!(run(&mut full, &[55, 56, 57]), "789");
+        assert_eq!(full.finish_reason(), Some(FinishReason::Length));
+    }
+}

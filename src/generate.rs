@@ -1,0 +1,280 @@
+//! `phalanx generate`: one answer, streamed.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use clap::{ArgGroup, Args};
+use coordinator::generation::{FinishReason, Generation, Request, Token};
+use model::kv::Sequence;
+use model::plain::{Unobserved, check_context, check_tokens};
+use model::sampler::{Sampling, SamplingFields};
+use model::text::{ChatInput, StopStream, WallTime};
+use serde_json::json;
+
+use crate::Failure;
+use crate::arguments::{ModelArguments, Tokens, token_ids};
+use crate::output::show;
+use crate::session::{self, Session, Texts};
+
+/// Tokens of an answer where neither the command line nor the model says.
+const TOKENS_MAX: usize = 256;
+
+/// Continue a prompt or answer a chat message, in one process.
+///
+/// Examples:
+///   phalanx generate --chat 'sort 7315='
+///   phalanx generate --model DIR --prompt 'Once upon a time' --temperature 0.8 --seed 7
+///   phalanx generate --model DIR --tokens 5,17,3 --max-tokens 32 --ignore-eos --json
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment, group = ArgGroup::new("input").required(true))]
+pub(crate) struct Generate {
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+
+    /// Text to continue.
+    #[arg(long, group = "input", value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+
+    /// A user's message, put into the model's chat template.
+    #[arg(long, group = "input", value_name = "TEXT")]
+    pub(crate) chat: Option<String>,
+
+    /// Token ids to continue, instead of text: no tokenizer is needed.
+    #[arg(long, group = "input", value_name = "IDS", value_parser = token_ids)]
+    pub(crate) tokens: Option<Tokens>,
+
+    /// A system message before the user's.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
+
+    /// Most tokens of the answer. Default: the model's own (generation_config.json), or 256.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+
+    /// 0 takes the likeliest token, 1 draws as the model thinks, above 1 is flatter.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub(crate) temperature: f64,
+
+    /// Draw only from the likeliest tokens that together have this probability.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub(crate) top_p: f64,
+
+    /// Draw only from so many of the likeliest tokens; 0 is all.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub(crate) top_k: u32,
+
+    /// Draw only from tokens at least this likely, relative to the likeliest.
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub(crate) min_p: f64,
+
+    /// Which of the possible answers: same seed, same answer.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+
+    /// End the answer before this text. Can be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+
+    /// Above 1: tokens that have been used, in prompt or answer, become less likely.
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub(crate) repetition_penalty: f64,
+
+    /// Above 0: tokens that are in the answer become less likely.
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub(crate) presence_penalty: f64,
+
+    /// Above 0: tokens become less likely each time they are used in the answer.
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: f64,
+
+    /// Go on after the model's end token.
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+
+    /// With --json: the likeliest alternatives of each token.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) top_logprobs: usize,
+
+    /// One JSON object at the end instead of streamed text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How long what took.
+struct Timing {
+    prefill: Duration,
+    decode: Duration,
+}
+
+impl Generate {
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let sampling = self.sampling()?;
+        let stop = StopStream::new(self.stop.clone())?;
+        let opened = session::open(self.model.model.as_deref())?;
+        let texts = session::texts(self.model.model.as_deref())?;
+        let prompt = self.prompt_ids(&texts)?;
+        let request = self.request(&texts, prompt, sampling)?;
+        check_tokens(&opened.spec, &request.prompt)?;
+        check_context(&opened.spec, request.prompt.len())?;
+        let mut session = Session::load_opened(&opened, &self.model.compute, self.model.kv_memory)?;
+        let prompt = request.prompt.clone();
+        let mut generation = Generation::new(request, texts.tokenizer.stream(!self.ignore_eos), stop);
+        let mut tokens = Vec::new();
+        let mut text = String::new();
+        let timing = generate(&mut session, &mut generation, |token, piece| {
+            tokens.extend(token);
+            text += piece;
+            if self.json { Ok(()) } else { show(piece) }
+        })?;
+        match self.json {
+            true => self.print_json(&session, &generation, &prompt, &tokens, &text, &timing),
+            false => show("\n"),
+        }
+    }
+
+    fn sampling(&self) -> Result<Sampling, Failure> {
+        Ok(Sampling::new(SamplingFields {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: Vec::new(),
+            seed: self.seed,
+        })?)
+    }
+
+    fn prompt_ids(&self, texts: &Texts) -> Result<Vec<u32>, Failure> {
+        let ids = if let Some(chat) = &self.chat {
+            chat_ids(texts, self.system.as_deref(), chat)?
+        } else if let Some(prompt) = &self.prompt {
+            texts.tokenizer.encode(prompt, true)?
+        } else {
+            self.tokens.as_ref().map(|t| t.0.clone()).unwrap_or_default()
+        };
+        match ids.is_empty() {
+            true => Err("the prompt is empty: it has no token to continue; give some text".into()),
+            false => Ok(ids),
+        }
+    }
+
+    fn request(&self, texts: &Texts, prompt: Vec<u32>, sampling: Sampling) -> Result<Request, Failure> {
+        let tokens_max = self.max_tokens.or(texts.defaults.max_new_tokens.map(|n| n as usize));
+        let tokens_max = tokens_max.unwrap_or(TOKENS_MAX);
+        if tokens_max == 0 {
+            return Err("--max-tokens 0: an answer has at least one token".into());
+        }
+        let mut end_ids = Vec::new();
+        if !self.ignore_eos {
+            end_ids.clone_from(&texts.defaults.eos_ids);
+            if end_ids.is_empty() {
+                end_ids.extend(texts.tokenizer.eos_id());
+            }
+        }
+        Ok(Request { prompt, sampling, tokens_max, end_ids, alternatives: self.top_logprobs })
+    }
+
+    fn print_json(
+        &self,
+        session: &Session,
+        generation: &Generation,
+        prompt: &[u32],
+        tokens: &[Token],
+        text: &str,
+        timing: &Timing,
+    ) -> Result<(), Failure> {
+        let rate = |count: usize, time: Duration| match time.as_secs_f64() {
+            s if s > 0.0 && count > 0 => Some(count as f64 / s),
+            _ => None,
+        };
+        let logprobs: Vec<f64> = tokens.iter().map(|t| t.logprob).collect();
+        let ids: Vec<u32> = tokens.iter().map(|t| t.id).collect();
+        let mut object = json!({
+            "prompt_tokens": prompt,
+            "tokens": ids,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": generation.finish_reason().map(FinishReason::name),
+            "numeric_class": session.kernels().class().to_string(),
+            "timing": {
+                "load_s": session.load_time.as_secs_f64(),
+                "prefill_s": timing.prefill.as_secs_f64(),
+                "decode_s": timing.decode.as_secs_f64(),
+                "prefill_tokens_per_s": rate(prompt.len(), timing.prefill),
+                "decode_tokens_per_s": rate(tokens.len().saturating_sub(1), timing.decode),
+            },
+        });
+        if self.top_logprobs > 0 {
+            let top: Vec<_> = tokens.iter().map(|t| json!(t.alternatives)).collect();
+            object["top_logprobs"] = json!(top);
+        }
+        show(&format!("{object:#}\n"))
+    }
+}
+
+/// The ids of a conversation of one message.
+pub(crate) fn chat_ids(texts: &Texts, system: Option<&str>, chat: &str) -> Result<Vec<u32>, Failure> {
+    let Some(template) = &texts.chat else {
+        return Err("the model has no chat template (neither chat_template.jinja nor one in \
+                    tokenizer_config.json); use --prompt"
+            .into());
+    };
+    let mut messages = Vec::new();
+    if let Some(system) = system {
+        messages.push(json!({ "role": "system", "content": system }));
+    }
+    messages.push(json!({ "role": "user", "content": chat }));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+    let text = template.render(&ChatInput::new(&messages, WallTime::from_unix(now, 0)))?;
+    Ok(texts.tokenizer.encode(&text, false)?)
+}
+
+/// Runs an answer to its end, handing on tokens and text as they come.
+fn generate(
+    session: &mut Session,
+    generation: &mut Generation,
+    mut take: impl FnMut(Option<Token>, &str) -> Result<(), Failure>,
+) -> Result<Timing, Failure> {
+    let mut sequence = Sequence::default();
+    let mut logits = Vec::new();
+    let start = Instant::now();
+    let mut prefill = None;
+    while generation.finish_reason().is_none() {
+        let tokens = generation.next_tokens().to_vec();
+        session.advance(&mut sequence, &tokens, &mut Unobserved)?;
+        let last = session.work.hidden.len() / session.trunk.spec().hidden - 1;
+        session.logits(&[last], &mut logits);
+        prefill.get_or_insert_with(|| start.elapsed());
+        let step = generation.handle_logits(&logits)?;
+        take(step.token, &step.text)?;
+    }
+    session.cache.release(sequence);
+    let prefill = prefill.unwrap_or_default();
+    Ok(Timing { prefill, decode: start.elapsed() - prefill })
+}
+
+/// One greedy answer of at most `tokens_max` tokens, as text.
+pub(crate) fn answer(
+    session: &mut Session,
+    texts: &Texts,
+    chat: &str,
+    tokens_max: usize,
+) -> Result<String, Failure> {
+    let mut end_ids = texts.defaults.eos_ids.clone();
+    end_ids.extend(texts.tokenizer.eos_id());
+    let request = Request {
+        prompt: chat_ids(texts, None, chat)?,
+        sampling: Sampling::greedy(),
+        tokens_max,
+        end_ids,
+        alternatives: 0,
+    };
+    let mut generation = Generation::new(request, texts.tokenizer.stream(true), StopStream::new(Vec::new())?);
+    let mut text = String::new();
+    generate(session, &mut generation, |_, piece| {
+        text += piece;
+        Ok(())
+    })?;
+    Ok(text)
+}

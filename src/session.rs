@@ -1,0 +1,180 @@
+//! A model in this process, ready to compute: what `generate`, `forward` and `bench` share.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use model::experts::LocalExperts;
+use model::kernel::Kernels;
+use model::kv::{KvCache, Sequence};
+use model::load::{self, Opened, Progress, Request};
+use model::plain::{Observe, Run, StepError, check_context, step};
+use model::pool::Pool;
+use model::text::{ChatTemplate, GenerationConfig, Tokenizer};
+use model::trunk::{Trunk, Workspace};
+use model::weights::{DigestCache, Manifest};
+
+use crate::Failure;
+use crate::arguments::{ComputeArguments, ModelArguments};
+use crate::output::with_progress;
+
+/// Rows of a prefill step: enough that an expert's weights are read once for many rows.
+const PREFILL_ROWS: usize = 2048;
+
+const DEMO: &str = "demo-model";
+
+/// The texts of a model: tokenizer, chat template, defaults.
+pub(crate) struct Texts {
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) chat: Option<ChatTemplate>,
+    pub(crate) defaults: GenerationConfig,
+}
+
+/// A model that computes.
+pub(crate) struct Session {
+    pub(crate) trunk: Trunk,
+    pub(crate) experts: LocalExperts,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) work: Workspace,
+    pub(crate) cache: KvCache,
+    pub(crate) load_time: Duration,
+}
+
+/// Opens a folder, or the demo model.
+pub(crate) fn open(model: Option<&Path>) -> Result<Opened, Failure> {
+    Ok(match model {
+        Some(dir) => Opened::open(dir)?,
+        None => Opened::embedded(
+            DEMO,
+            include_bytes!("../demo-model/config.json"),
+            include_bytes!("../demo-model/model.safetensors"),
+        )?,
+    })
+}
+
+/// Opens the texts of a folder, or of the demo model.
+pub(crate) fn texts(model: Option<&Path>) -> Result<Texts, Failure> {
+    Ok(match model {
+        Some(dir) => Texts {
+            tokenizer: Tokenizer::open(dir)?,
+            chat: ChatTemplate::open(dir)?,
+            defaults: GenerationConfig::open(dir)?,
+        },
+        None => {
+            let config = include_bytes!("../demo-model/tokenizer_config.json").as_slice();
+            Texts {
+                tokenizer: Tokenizer::from_bytes(
+                    DEMO,
+                    include_bytes!("../demo-model/tokenizer.json"),
+                    Some(config),
+                    None,
+                )?,
+                chat: ChatTemplate::from_bytes(DEMO, Some(config), None, &[])?,
+                defaults: GenerationConfig::from_bytes(
+                    "demo-model/generation_config.json",
+                    include_bytes!("../demo-model/generation_config.json"),
+                )?,
+            }
+        }
+    })
+}
+
+impl Session {
+    /// Loads all of a model.
+    pub(crate) fn load(arguments: &ModelArguments) -> Result<Self, Failure> {
+        let opened = open(arguments.model.as_deref())?;
+        Self::load_opened(&opened, &arguments.compute, arguments.kv_memory)
+    }
+
+    /// Loads all of an opened model.
+    pub(crate) fn load_opened(
+        opened: &Opened,
+        compute: &ComputeArguments,
+        kv_memory: u64,
+    ) -> Result<Self, Failure> {
+        let start = Instant::now();
+        let kernels = compute.kernels()?;
+        let threads = compute.threads()?;
+        let cores = compute.cores.as_ref().map(|c| c.0.as_slice());
+        let pool = Arc::new(Pool::new(threads, cores));
+        pool.pin_caller();
+        let (trunk, experts) = load_parts(opened, kernels, threads)?;
+        let cache = KvCache::new(&opened.spec, kernels.class().row_type(), usize::try_from(kv_memory)?);
+        Ok(Self {
+            trunk,
+            experts: LocalExperts::new(kernels, Arc::clone(&pool), experts),
+            pool,
+            work: Workspace::new(kernels),
+            cache,
+            load_time: start.elapsed(),
+        })
+    }
+
+    /// What computes.
+    pub(crate) fn kernels(&self) -> Kernels {
+        self.trunk.kernels()
+    }
+
+    /// Computes the next tokens of a sequence, in steps; the last residuals are left in `work`.
+    pub(crate) fn advance(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        observe: &mut dyn Observe,
+    ) -> Result<(), StepError> {
+        // All or nothing: a prompt that does not fit is refused before any of it is computed.
+        let needed = self.cache.pages_needed(sequence, tokens.len());
+        if needed > self.cache.free() {
+            let (free, total) = (self.cache.free(), self.cache.pages());
+            return Err(model::kv::KvFull { needed, free, total }.into());
+        }
+        check_context(self.trunk.spec(), sequence.len() + tokens.len())?;
+        for tokens in tokens.chunks(PREFILL_ROWS) {
+            self.step(&mut [Run { sequence, tokens }], observe)?;
+        }
+        Ok(())
+    }
+
+    /// One step of several sequences.
+    pub(crate) fn step(&mut self, runs: &mut [Run<'_>], observe: &mut dyn Observe) -> Result<(), StepError> {
+        step(&self.trunk, &self.pool, &mut self.work, &mut self.cache, runs, &mut self.experts, observe)
+    }
+
+    /// Logits of rows of the last step.
+    pub(crate) fn logits(&mut self, rows: &[usize], logits: &mut Vec<f32>) {
+        self.trunk.logits(&self.pool, &mut self.work, rows, logits);
+    }
+}
+
+type Parts = (Trunk, std::collections::HashMap<model::weights::ExpertId, Arc<model::weights::Block>>);
+
+fn load_parts(opened: &Opened, kernels: Kernels, threads: usize) -> Result<Parts, Failure> {
+    let cache = digest_cache(opened);
+    let known = cache.as_ref().map(DigestCache::load).unwrap_or_default();
+    let experts = opened.experts();
+    let progress = Progress::default();
+    let request = Request { kernels, threads, trunk: true, experts: &experts, digests: true, known: &known };
+    let loaded = with_progress(&progress, || load::load(opened, &request, &progress))?;
+    loaded.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    remember(cache.as_ref(), &known, &loaded.manifest);
+    let weights = loaded.trunk.expect("the trunk was asked for");
+    Ok((Trunk::new(Arc::clone(&opened.spec), kernels, weights), loaded.experts))
+}
+
+/// Where digests are kept between runs, if the user has a place for caches.
+pub(crate) fn digest_cache(opened: &Opened) -> Option<DigestCache> {
+    let place = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|p| p.is_absolute())
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))?;
+    DigestCache::new(&place.join("phalanx/digests"), &opened.checkpoint)
+}
+
+/// Keeps new digests. A cache that cannot be written costs time at the next start and nothing else.
+pub(crate) fn remember(cache: Option<&DigestCache>, known: &Manifest, found: &Manifest) {
+    if let Some(cache) = cache
+        && found != known
+    {
+        let _ = cache.store(found);
+    }
+}
