@@ -51,11 +51,11 @@ pub(crate) struct Generate {
     pub(crate) max_tokens: Option<usize>,
 
     /// 0 takes the likeliest token, 1 draws as the model thinks, above 1 is flatter.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) temperature: f64,
 
     /// Draw only from the likeliest tokens that together have this probability.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     pub(crate) top_p: f64,
 
     /// Draw only from so many of the likeliest tokens; 0 is all.
@@ -63,7 +63,7 @@ pub(crate) struct Generate {
     pub(crate) top_k: u32,
 
     /// Draw only from tokens at least this likely, relative to the likeliest.
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) min_p: f64,
 
     /// Which of the possible answers: same seed, same answer.
@@ -75,7 +75,7 @@ pub(crate) struct Generate {
     pub(crate) stop: Vec<String>,
 
     /// Above 1: tokens that have been used, in prompt or answer, become less likely.
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     pub(crate) repetition_penalty: f64,
 
     /// Above 0: tokens that are in the answer become less likely.
@@ -117,13 +117,18 @@ impl Generate {
         check_context(&opened.spec, request.prompt.len())?;
         let mut session = Session::load_opened(&opened, &self.model.compute, self.model.kv_memory)?;
         let prompt = request.prompt.clone();
-        let mut generation = Generation::new(request, texts.tokenizer.stream(!self.ignore_eos), stop);
+        let mut generation = Generation::new(request, texts.tokenizer.as_ref().map(|t| t.stream(!self.ignore_eos)), stop);
         let mut tokens = Vec::new();
         let mut text = String::new();
         let timing = generate(&mut session, &mut generation, |token, piece| {
+            let id = token.as_ref().map(|t| t.id);
             tokens.extend(token);
             text += piece;
-            if self.json { Ok(()) } else { show(piece) }
+            match (self.json, &texts.tokenizer, id) {
+                (true, ..) | (false, None, None) => Ok(()),
+                (false, Some(_), _) => show(piece),
+                (false, None, Some(id)) => show(&format!("{id} ")),
+            }
         })?;
         match self.json {
             true => self.print_json(&session, &generation, &prompt, &tokens, &text, &timing),
@@ -149,7 +154,7 @@ impl Generate {
         let ids = if let Some(chat) = &self.chat {
             chat_ids(texts, self.system.as_deref(), chat)?
         } else if let Some(prompt) = &self.prompt {
-            texts.tokenizer.encode(prompt, true)?
+            texts.tokenizer()?.encode(prompt, true)?
         } else {
             self.tokens.as_ref().map(|t| t.0.clone()).unwrap_or_default()
         };
@@ -169,10 +174,10 @@ impl Generate {
         if !self.ignore_eos {
             end_ids.clone_from(&texts.defaults.eos_ids);
             if end_ids.is_empty() {
-                end_ids.extend(texts.tokenizer.eos_id());
+                end_ids.extend(texts.tokenizer.as_ref().and_then(|t| t.eos_id()));
             }
         }
-        Ok(Request { prompt, sampling, tokens_max, end_ids, alternatives: self.top_logprobs })
+        Ok(Request { prompt, sampling, tokens_max, end_ids, logprobs: self.json.then_some(self.top_logprobs) })
     }
 
     fn print_json(
@@ -188,7 +193,7 @@ impl Generate {
             s if s > 0.0 && count > 0 => Some(count as f64 / s),
             _ => None,
         };
-        let logprobs: Vec<f64> = tokens.iter().map(|t| t.logprob).collect();
+        let logprobs: Vec<f64> = tokens.iter().filter_map(|t| Some(t.logprobs.as_ref()?.chosen)).collect();
         let ids: Vec<u32> = tokens.iter().map(|t| t.id).collect();
         let mut object = json!({
             "prompt_tokens": prompt,
@@ -206,7 +211,7 @@ impl Generate {
             },
         });
         if self.top_logprobs > 0 {
-            let top: Vec<_> = tokens.iter().map(|t| json!(t.alternatives)).collect();
+            let top: Vec<_> = tokens.iter().filter_map(|t| Some(json!(t.logprobs.as_ref()?.top))).collect();
             object["top_logprobs"] = json!(top);
         }
         show(&format!("{object:#}\n"))
@@ -227,7 +232,7 @@ pub(crate) fn chat_ids(texts: &Texts, system: Option<&str>, chat: &str) -> Resul
     messages.push(json!({ "role": "user", "content": chat }));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
     let text = template.render(&ChatInput::new(&messages, WallTime::from_unix(now, 0)))?;
-    Ok(texts.tokenizer.encode(&text, false)?)
+    Ok(texts.tokenizer()?.encode(&text, false)?)
 }
 
 /// Runs an answer to its end, handing on tokens and text as they come.
@@ -262,15 +267,16 @@ pub(crate) fn answer(
     tokens_max: usize,
 ) -> Result<String, Failure> {
     let mut end_ids = texts.defaults.eos_ids.clone();
-    end_ids.extend(texts.tokenizer.eos_id());
+    let tokenizer = texts.tokenizer()?;
+    end_ids.extend(tokenizer.eos_id());
     let request = Request {
         prompt: chat_ids(texts, None, chat)?,
         sampling: Sampling::greedy(),
         tokens_max,
         end_ids,
-        alternatives: 0,
+        logprobs: None,
     };
-    let mut generation = Generation::new(request, texts.tokenizer.stream(true), StopStream::new(Vec::new())?);
+    let mut generation = Generation::new(request, Some(tokenizer.stream(true)), StopStream::new(Vec::new())?);
     let mut text = String::new();
     generate(session, &mut generation, |_, piece| {
         text += piece;

@@ -25,7 +25,8 @@ const DEMO: &str = "demo-model";
 
 /// The texts of a model: tokenizer, chat template, defaults.
 pub(crate) struct Texts {
-    pub(crate) tokenizer: Tokenizer,
+    /// Absent where the folder has none: ids still work.
+    pub(crate) tokenizer: Option<Tokenizer>,
     pub(crate) chat: Option<ChatTemplate>,
     pub(crate) defaults: GenerationConfig,
 }
@@ -56,19 +57,22 @@ pub(crate) fn open(model: Option<&Path>) -> Result<Opened, Failure> {
 pub(crate) fn texts(model: Option<&Path>) -> Result<Texts, Failure> {
     Ok(match model {
         Some(dir) => Texts {
-            tokenizer: Tokenizer::open(dir)?,
+            tokenizer: match dir.join("tokenizer.json").exists() {
+                true => Some(Tokenizer::open(dir)?),
+                false => None,
+            },
             chat: ChatTemplate::open(dir)?,
             defaults: GenerationConfig::open(dir)?,
         },
         None => {
             let config = include_bytes!("../demo-model/tokenizer_config.json").as_slice();
             Texts {
-                tokenizer: Tokenizer::from_bytes(
+                tokenizer: Some(Tokenizer::from_bytes(
                     DEMO,
                     include_bytes!("../demo-model/tokenizer.json"),
                     Some(config),
                     None,
-                )?,
+                )?),
                 chat: ChatTemplate::from_bytes(DEMO, Some(config), None, &[])?,
                 defaults: GenerationConfig::from_bytes(
                     "demo-model/generation_config.json",
@@ -77,6 +81,15 @@ pub(crate) fn texts(model: Option<&Path>) -> Result<Texts, Failure> {
             }
         }
     })
+}
+
+impl Texts {
+    /// The tokenizer, which text needs.
+    pub(crate) fn tokenizer(&self) -> Result<&Tokenizer, Failure> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            "the model's folder has no tokenizer.json, so it cannot read text; give ids with --tokens".into()
+        })
+    }
 }
 
 impl Session {

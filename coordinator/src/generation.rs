@@ -5,7 +5,7 @@
 //! logits, history, seed and position alone, an answer can be taken up again anywhere from its prompt and
 //! the tokens so far.
 
-use model::sampler::{self, Sampling, SamplingError};
+use model::sampler::{self, Logprobs, Sampling, SamplingError};
 use model::text::{StopStream, TextStream};
 
 /// Why an answer ended.
@@ -38,8 +38,9 @@ pub struct Request {
     pub tokens_max: usize,
     /// Ids that end the answer. They are not part of it.
     pub end_ids: Vec<u32>,
-    /// Likeliest alternatives to report with each token.
-    pub alternatives: usize,
+    /// Report what the model thought of each token, and so many likeliest alternatives. It costs a pass
+    /// over the vocabulary per token.
+    pub logprobs: Option<usize>,
 }
 
 /// A token of the answer, and what the model thought of it.
@@ -47,10 +48,8 @@ pub struct Request {
 pub struct Token {
     /// Its id.
     pub id: u32,
-    /// Logarithm of the model's probability of it, before penalties, temperature and cuts.
-    pub logprob: f64,
-    /// The likeliest ids and theirs.
-    pub alternatives: Vec<(u32, f64)>,
+    /// What the model thought of it, before penalties, temperature and cuts, if that was asked for.
+    pub logprobs: Option<Logprobs>,
 }
 
 /// What one step brought.
@@ -67,14 +66,14 @@ pub struct Step {
 pub struct Generation {
     request: Request,
     tokens: Vec<u32>,
-    text: TextStream,
+    text: Option<TextStream>,
     stop: StopStream,
     finish: Option<FinishReason>,
 }
 
 impl Generation {
-    /// An answer that has not begun.
-    pub fn new(request: Request, text: TextStream, stop: StopStream) -> Self {
+    /// An answer that has not begun. Without `text` it stays ids, and stop strings never come.
+    pub fn new(request: Request, text: Option<TextStream>, stop: StopStream) -> Self {
         assert!(!request.prompt.is_empty(), "a prompt has at least one token");
         assert!(request.tokens_max > 0, "an answer may have at least one token");
         Self { request, tokens: Vec::new(), text, stop, finish: None }
@@ -92,16 +91,16 @@ impl Generation {
     /// Takes the logits that follow the tokens last asked for.
     pub fn handle_logits(&mut self, logits: &[f32]) -> Result<Step, SamplingError> {
         assert!(self.finish.is_none(), "an ended answer takes no logits");
-        let Request { prompt, sampling, tokens_max, end_ids, alternatives } = &self.request;
+        let Request { prompt, sampling, tokens_max, end_ids, logprobs } = &self.request;
         let position = (prompt.len() + self.tokens.len()) as u64;
         let id = sampler::choose(logits, prompt, &self.tokens, sampling, position)?.token;
         if end_ids.contains(&id) {
             self.finish = Some(FinishReason::Stop);
             return Ok(Step { token: None, text: self.flush() });
         }
-        let thought = sampler::logprobs(logits, id, *alternatives)?;
+        let logprobs = logprobs.map(|count| sampler::logprobs(logits, id, count)).transpose()?;
         self.tokens.push(id);
-        let piece = self.text.push(id);
+        let piece = self.text.as_mut().map(|text| text.push(id)).unwrap_or_default();
         let mut text = self.stop.push(&piece).text;
         if self.stop.is_stopped() {
             self.finish = Some(FinishReason::Stop);
@@ -109,8 +108,7 @@ impl Generation {
             self.finish = Some(FinishReason::Length);
             text += &self.flush();
         }
-        let token = Token { id, logprob: thought.chosen, alternatives: thought.top };
-        Ok(Step { token: Some(token), text })
+        Ok(Step { token: Some(Token { id, logprobs }), text })
     }
 
     /// The answer's ids so far.
@@ -125,7 +123,7 @@ impl Generation {
 
     /// Text held back: half a character, or what might have become a stop string.
     fn flush(&mut self) -> String {
-        let piece = self.text.finish();
+        let piece = self.text.as_mut().map(TextStream::finish).unwrap_or_default();
         let mut text = self.stop.push(&piece).text;
         text += &self.stop.finish();
         text
@@ -153,10 +151,10 @@ mod tests {
             sampling: Sampling::greedy(),
             tokens_max,
             end_ids: vec![257],
-            alternatives: 1,
+            logprobs: Some(1),
         };
         let stops = stops.iter().map(|s| s.to_string()).collect();
-        Generation::new(request, tokenizer.stream(true), StopStream::new(stops).expect("few"))
+        Generation::new(request, Some(tokenizer.stream(true)), StopStream::new(stops).expect("few"))
     }
 
     fn run(generation: &mut Generation, ids: &[u32]) -> String {

@@ -66,9 +66,16 @@ impl Pool {
     /// A pool of `threads` threads, of which the caller of [`Pool::run`] is one. With `cores`, worker `t` is
     /// pinned to `cores[t]` (and the calling thread by [`Pool::pin_caller`]); without, nothing is pinned.
     pub fn new(threads: usize, cores: Option<&[usize]>) -> Pool {
-        assert!((1..=THREADS_MAX).contains(&threads), "a pool of {threads} threads, expected 1 to {THREADS_MAX}");
+        assert!(
+            (1..=THREADS_MAX).contains(&threads),
+            "a pool of {threads} threads, expected 1 to {THREADS_MAX}"
+        );
         if let Some(cores) = cores {
-            assert!(cores.len() >= threads, "{} cores given for {threads} threads", cores.len());
+            assert!(
+                cores.len() >= threads,
+                "{} cores given for {threads} threads",
+                cores.len()
+            );
         }
         let shared = Arc::new(Shared {
             run: AtomicUsize::new(0),
@@ -79,7 +86,11 @@ impl Pool {
             caller_parked: AtomicBool::new(false),
             caller: Mutex::new(None),
             panic: Mutex::new(None),
-            spin: if cores.is_some() { SPIN_OWNED } else { SPIN_SHARED },
+            spin: if cores.is_some() {
+                SPIN_OWNED
+            } else {
+                SPIN_SHARED
+            },
         });
         let workers = (1..threads)
             .map(|thread| {
@@ -96,7 +107,12 @@ impl Pool {
                     .expect("the system can start a thread")
             })
             .collect();
-        Pool { shared, workers, cores: cores.map(<[usize]>::to_vec), turn: Mutex::new(()) }
+        Pool {
+            shared,
+            workers,
+            cores: cores.map(<[usize]>::to_vec),
+            turn: Mutex::new(()),
+        }
     }
 
     /// How many threads take part in a run, the caller's included.
@@ -136,7 +152,11 @@ impl Pool {
         let own = catch_unwind(AssertUnwindSafe(|| work(0)));
         RUNNING.set(false);
         shared.wait_for_workers();
-        let theirs = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let theirs = shared
+            .panic
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         drop(turn);
         if let Err(panic) = own {
             resume_unwind(panic);
@@ -173,12 +193,17 @@ impl Shared {
             // before `busy` is 0.
             let work = unsafe { *self.work.get() }.expect("work is set before a run begins");
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(thread))) {
-                self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+                self.panic
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .get_or_insert(panic);
             }
-            if self.busy.fetch_sub(1, Ordering::SeqCst) == 1 && self.caller_parked.swap(false, Ordering::SeqCst) {
-                if let Some(caller) = &*self.caller.lock().unwrap_or_else(PoisonError::into_inner) {
-                    caller.unpark();
-                }
+            let last = self.busy.fetch_sub(1, Ordering::SeqCst) == 1;
+            if last
+                && self.caller_parked.swap(false, Ordering::SeqCst)
+                && let Some(caller) = &*self.caller.lock().unwrap_or_else(PoisonError::into_inner)
+            {
+                caller.unpark();
             }
         }
     }
@@ -201,7 +226,8 @@ impl Shared {
     fn wait_for_workers(&self) {
         let finished = || self.busy.load(Ordering::SeqCst) == 0;
         if !spin(self.spin, finished) {
-            *self.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
+            *self.caller.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(std::thread::current());
             loop {
                 self.caller_parked.store(true, Ordering::SeqCst);
                 if finished() {
@@ -265,7 +291,12 @@ mod tests {
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
-            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 2000), "{threads} threads");
+            assert!(
+                counts
+                    .iter()
+                    .all(|count| count.load(Ordering::Relaxed) == 2000),
+                "{threads} threads"
+            );
         }
     }
 

@@ -632,7 +632,7 @@ fn recorded_templates_render_as_in_transformers() {
             };
             match (template.render(&input), *kind) {
                 (Ok(prompt), "expected") => assert_eq!(prompt, expected, "{name}, {case}"),
-                (Err(ChatError::Refused { message }), "refused") => {
+                (Err(ChatError::Refused { message, .. }), "refused") => {
                     assert_eq!(message, expected, "{name}, {case}");
                 }
                 (result, _) => panic!("{name}, {case}: {result:?}"),

@@ -5,7 +5,7 @@
 //! that a neighbour who slows the machine slows both.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use model::kernel::{
@@ -127,7 +127,7 @@ impl Kernel {
         let mut probe = || {
             at = (at + WINDOW_BYTES) % (MEMORY_BYTES / 2);
             let read = read_bandwidth(kernels, pool, &matrices.region, at, WINDOW_BYTES);
-            (read * 1e9, multiply_add_peak(kernels, pool, 0.002) * 1e9)
+            (read * 1e9, multiply_add_peak(kernels, pool, Duration::from_millis(2)) * 1e9)
         };
         let mean = |a: f64, b: f64| 2.0 / (1.0 / a + 1.0 / b);
         let mut samples: Vec<[f64; 6]> = Vec::new();

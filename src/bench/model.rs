@@ -139,7 +139,7 @@ impl Limits {
         self.at = (self.at + WINDOW_BYTES) % PROBE_BYTES;
         let kernels = session.kernels();
         let read = read_bandwidth(kernels, &session.pool, &self.memory, self.at, WINDOW_BYTES);
-        let peak = multiply_add_peak(kernels, &session.pool, 0.005);
+        let peak = multiply_add_peak(kernels, &session.pool, Duration::from_millis(5));
         (read * 1e9, peak * 0.5e9)
     }
 }

@@ -20,6 +20,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+/// Which shard holds which tensor.
+const INDEX: &str = "model.safetensors.index.json";
+
 /// Why a checkpoint cannot be read. Nothing is kept of what was read so far.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -42,10 +45,10 @@ pub enum CheckpointError {
         problem: String,
     },
     /// A tensor that the configuration asks for is not there.
-    #[error("{}: tensor `{tensor}` is missing{near}; does config.json belong to these weights?", dir.display())]
+    #[error("{}: tensor `{tensor}` is missing{near}; does config.json belong to these weights?", file.display())]
     Missing {
-        /// The folder.
-        dir: PathBuf,
+        /// The file, or the index of several.
+        file: PathBuf,
         /// The tensor.
         tensor: String,
         /// What there is instead, if something is close.
@@ -88,7 +91,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names, in `dir`.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
-        let index = dir.join("model.safetensors.index.json");
+        let index = dir.join(INDEX);
         let single = dir.join("model.safetensors");
         if !index.exists() {
             if !single.exists() {
@@ -197,7 +200,11 @@ impl Checkpoint {
             true => format!(" among {} tensors", self.tensors.len()),
             false => format!(" (there is `{}`)", near.join("`, `")),
         };
-        CheckpointError::Missing { dir: self.dir.clone(), tensor: name.to_string(), near }
+        let file = match self.files.as_slice() {
+            [only] => only.path().to_path_buf(),
+            _ => self.dir.join(INDEX),
+        };
+        CheckpointError::Missing { file, tensor: name.to_string(), near }
     }
 
     /// The error for a tensor of an unusable type.

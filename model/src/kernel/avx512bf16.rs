@@ -6,9 +6,12 @@
 //! zmm0-23 sums, zmm26-29 weights, zmm30 the row's pair.
 
 use std::arch::asm;
-use std::arch::x86_64::{__m512, _mm512_loadu_ps, _mm512_setzero_ps, _mm512_storeu_ps};
+use std::arch::x86_64::{
+    __m512, __m512bh, __m512i, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_loadu_ps,
+    _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+};
 
-use super::block::{Block, Kernel};
+use super::block::{Block, Kernel, STEP};
 
 /// The most rows of a kernel.
 pub(super) const ROWS_MAX: usize = 6;
@@ -25,7 +28,14 @@ pub(super) fn kernel(rows: usize, panels: usize) -> Kernel {
 
 macro_rules! six {
     ($panels:literal) => {
-        [pairs::<1, $panels>, pairs::<2, $panels>, pairs::<3, $panels>, pairs::<4, $panels>, pairs::<5, $panels>, pairs::<6, $panels>]
+        [
+            pairs::<1, $panels>,
+            pairs::<2, $panels>,
+            pairs::<3, $panels>,
+            pairs::<4, $panels>,
+            pairs::<5, $panels>,
+            pairs::<6, $panels>,
+        ]
     };
 }
 static ONE: [Kernel; ROWS_MAX] = six!(1);
@@ -62,10 +72,26 @@ macro_rules! rows {
 macro_rules! line {
     ($o:literal) => {
         concat!(
-            "prefetcht0 [{pf}+", $o, "]\nvmovups zmm26, [{b}+", $o, "]\n",
-            ".if {panels} > 1\nprefetcht0 [{pf}+{pfd}+", $o, "]\nvmovups zmm27, [{b}+{bs}+", $o, "]\n.endif\n",
-            ".if {panels} > 2\nprefetcht0 [{pf}+2*{pfd}+", $o, "]\nvmovups zmm28, [{b}+2*{bs}+", $o, "]\n",
-            "prefetcht0 [{pf3}+", $o, "]\nvmovups zmm29, [{b3}+", $o, "]\n.endif\n",
+            "prefetcht1 [{pf}+",
+            $o,
+            "]\nvmovups zmm26, [{b}+",
+            $o,
+            "]\n",
+            ".if {panels} > 1\nprefetcht1 [{pf}+{pfd}+",
+            $o,
+            "]\nvmovups zmm27, [{b}+{bs}+",
+            $o,
+            "]\n.endif\n",
+            ".if {panels} > 2\nprefetcht1 [{pf}+2*{pfd}+",
+            $o,
+            "]\nvmovups zmm28, [{b}+2*{bs}+",
+            $o,
+            "]\n",
+            "prefetcht1 [{pf3}+",
+            $o,
+            "]\nvmovups zmm29, [{b3}+",
+            $o,
+            "]\n.endif\n",
         )
     };
 }
@@ -88,19 +114,18 @@ unsafe fn pairs<const ROWS: usize, const PANELS: usize>(block: &Block) {
         asm!(
             "test {n}, {n}", "jz 3f",
             ".p2align 5", "2:",
-            line!("0"), rows!("0"),
-            line!("64"), rows!("4"),
+            line!("0"), rows!("0"), line!("64"), rows!("4"), line!("128"), rows!("8"), line!("192"), rows!("12"),
             "add {pf}, {pfs}",
-            "add {a}, 8",
-            ".if {rows} > 3", "add {a3}, 8", ".endif",
-            ".if {panels} > 2", "add {b3}, 128", "add {pf3}, {pfs}", ".endif",
-            "add {b}, 128", "dec {n}", "jnz 2b", "3:",
+            "add {a}, 16",
+            ".if {rows} > 3", "add {a3}, 16", ".endif",
+            ".if {panels} > 2", "add {b3}, 256", "add {pf3}, {pfs}", ".endif",
+            "add {b}, 256", "dec {n}", "jnz 2b", "3:",
             "# {s} {a3} {bs} {b3} {pfd} {pf3}",
             rows = const ROWS, panels = const PANELS,
             a = inout(reg) block.a => _, a3 = inout(reg) block.a.wrapping_add(3 * block.a_stride) => _,
             s = in(reg) block.a_stride * 4,
             b = inout(reg) block.b => _, bs = in(reg) block.b_stride,
-            b3 = inout(reg) block.b.wrapping_add(3 * block.b_stride) => _, n = inout(reg) block.terms / 4 => _,
+            b3 = inout(reg) block.b.wrapping_add(3 * block.b_stride) => _, n = inout(reg) block.terms / STEP => _,
             pf = inout(reg) block.ahead.start => _, pfd = in(reg) block.ahead.stride, pfs = in(reg) block.ahead.step,
             pf3 = inout(reg) block.ahead.start.wrapping_add(3 * block.ahead.stride) => _,
             inout("zmm0") c[0], inout("zmm1") c[1], inout("zmm2") c[2], inout("zmm3") c[3],
@@ -119,4 +144,22 @@ unsafe fn pairs<const ROWS: usize, const PANELS: usize>(block: &Block) {
             unsafe { _mm512_storeu_ps(sum(row, panel), c[row * 4 + panel]) };
         }
     }
+}
+
+/// The most multiply-adds there can be: twelve independent sums in registers.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn peak(turns: usize) -> f32 {
+    let pair = _mm512_set1_epi32(0x3f80_3f80);
+    // SAFETY: both types are 512 bits, and any bits are BF16 values.
+    let x = unsafe { std::mem::transmute::<__m512i, __m512bh>(pair) };
+    let mut sums = [_mm512_setzero_ps(); 12];
+    for _ in 0..turns {
+        for sum in &mut sums {
+            *sum = _mm512_dpbf16_ps(*sum, x, x);
+        }
+    }
+    _mm512_reduce_add_ps(
+        sums.into_iter()
+            .fold(_mm512_setzero_ps(), |all, sum| _mm512_add_ps(all, sum)),
+    )
 }

@@ -24,8 +24,6 @@ pub(super) struct Block {
     pub(super) c_stride: usize,
     /// Whether the sums go on from what is there, or begin at zero.
     pub(super) accumulate: bool,
-    /// Widened weights, `[k][P][16]`: written by the kernels that keep them, read by those that use them.
-    pub(super) wide: *mut f32,
     /// What to prefetch. Any address will do: a prefetch never faults.
     pub(super) ahead: Ahead,
 }
@@ -39,13 +37,23 @@ pub(super) struct Ahead {
     pub(super) step: usize,
 }
 
-/// Kernels go on by four k at a time, two lines of a panel.
-pub(super) const STEP: usize = 4;
+impl Ahead {
+    /// A line that is in the cache after the first time.
+    pub(super) const NOTHING: Ahead = Ahead {
+        start: NOWHERE.as_ptr(),
+        stride: 0,
+        step: 0,
+    };
+}
+
+static NOWHERE: [u8; 128] = [0; 128];
+
+/// Kernels go on by eight k at a time, four lines of a panel.
+pub(super) const STEP: usize = 8;
 
 /// Computes one block.
 ///
 /// # Safety
 /// The CPU has the features of the kernel's path. `a` has R rows of `terms` values, `b` P panels that go on for `terms`,
-/// with 2 readable bytes in front; `c` has R rows of P times sixteen values, which nobody else touches;
-/// `wide`, where the kernel uses it, has `terms` times P times sixteen values.
+/// with 2 readable bytes in front; `c` has R rows of P times sixteen values, which nobody else touches.
 pub(super) type Kernel = unsafe fn(&Block);

@@ -11,11 +11,11 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::block::{Ahead, Block};
+use super::block::{Ahead, Block, STEP};
 use super::finish::{Sums, finish};
 use super::gemm::Task;
 use super::matrix::{Element, PANEL};
-use super::path::{Mode, Plan};
+use super::path::{Mode, Plan, TILE_PANELS_MAX};
 use super::rows::RowsRef;
 use super::{Kernels, Region, math};
 use crate::pool::Pool;
@@ -26,11 +26,8 @@ const TILE_ROWS_MAX: usize = 256;
 
 /// Bytes of scratch for rows: half of a 1 MiB L2, and what most smaller ones can share with the weights.
 const ROW_BYTES: usize = 448 << 10;
-/// Bytes of scratch for widened weights.
-const WIDE_BYTES: usize = 256 << 10;
 /// Bytes of scratch for sums: the most rows of the most panels of a tile.
 const SUM_BYTES: usize = TILE_ROWS_MAX * TILE_PANELS_MAX * PANEL * 4;
-const TILE_PANELS_MAX: usize = 16;
 
 /// Less work than this (bytes of weights and multiply-adds, whichever is more) is not worth waking other threads.
 const WORK_ALONE: usize = 48 << 10;
@@ -76,13 +73,38 @@ pub(super) fn drive(kernels: Kernels, pool: &Pool, tasks: &[Task<'_>]) {
         let mode = Plan::mode(kernels, bf16_rows, shape.element == Element::Bf16);
         let plan = Plan::new(kernels, mode, task.rows.div_ceil(runs.max(1)), shape.k);
         let units = shape.panels().div_ceil(2);
-        shares.push(Share { plan, first: total, units, runs });
+        shares.push(Share {
+            plan,
+            first: total,
+            units,
+            runs,
+        });
         total += units * runs;
         work += shape.bytes() * task.rows.div_ceil(8);
     }
-    let claims = Claims { tasks: Shared(tasks), shares: &shares, total, threads: pool.threads(), next: AtomicUsize::new(0) };
-    let compute = |_| SCRATCH.with(|scratch| Thread { kernels, claims: &claims, scratch, rows_held: None }.run());
-    if work < WORK_ALONE { compute(0) } else { pool.run(&compute) }
+    let claims = Claims {
+        tasks: Shared(tasks),
+        shares: &shares,
+        total,
+        threads: pool.threads(),
+        next: AtomicUsize::new(0),
+    };
+    let compute = |_| {
+        SCRATCH.with(|scratch| {
+            Thread {
+                kernels,
+                claims: &claims,
+                scratch,
+                rows_held: None,
+            }
+            .run()
+        })
+    };
+    if work < WORK_ALONE {
+        compute(0)
+    } else {
+        pool.run(&compute)
+    }
     SHARES.set(shares);
 }
 
@@ -107,13 +129,28 @@ impl Claims<'_, '_> {
                 task += 1;
             }
             let share = &self.shares[task];
-            let (run, unit) = ((at - share.first) / share.units, (at - share.first) % share.units);
+            let (run, unit) = (
+                (at - share.first) / share.units,
+                (at - share.first) % share.units,
+            );
             // Smaller towards the end, so that all threads finish together.
-            let most = if self.threads == 1 { usize::MAX } else { ((self.total - at) / (2 * self.threads)).max(1) };
+            let most = if self.threads == 1 {
+                usize::MAX
+            } else {
+                ((self.total - at) / (2 * self.threads)).max(1)
+            };
             let units = (share.plan.tile / 2).min(share.units - unit).min(most);
-            match self.next.compare_exchange_weak(at, at + units, Ordering::Relaxed, Ordering::Relaxed) {
+            match self.next.compare_exchange_weak(
+                at,
+                at + units,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => {
-                    let (rows, panels) = (self.tasks.0[task].rows, self.tasks.0[task].weights.shape().panels());
+                    let (rows, panels) = (
+                        self.tasks.0[task].rows,
+                        self.tasks.0[task].weights.shape().panels(),
+                    );
                     let row = rows * run / share.runs;
                     return Some(Tile {
                         task,
@@ -142,19 +179,17 @@ struct Scratch {
 
 impl Scratch {
     fn new() -> Scratch {
-        Scratch { memory: Region::new((ROW_BYTES + WIDE_BYTES + SUM_BYTES).next_multiple_of(2 << 20)) }
+        Scratch {
+            memory: Region::new((ROW_BYTES + SUM_BYTES).next_multiple_of(2 << 20)),
+        }
     }
 
     fn rows(&self) -> *mut f32 {
         self.memory.as_ptr().cast()
     }
 
-    fn wide(&self) -> *mut f32 {
-        self.memory.as_ptr().wrapping_add(ROW_BYTES).cast()
-    }
-
     fn sums(&self) -> *mut f32 {
-        self.memory.as_ptr().wrapping_add(ROW_BYTES + WIDE_BYTES).cast()
+        self.memory.as_ptr().wrapping_add(ROW_BYTES).cast()
     }
 }
 
@@ -190,10 +225,9 @@ impl Thread<'_, '_> {
         let plan = self.claims.shares[tile.task].plan;
         let k = task.weights.k();
         let whole = tile.rows * stride(plan.mode, k) * 4 <= ROW_BYTES;
-        let pass = if whole && plan.terms >= k { tile.rows } else { plan.pass };
-        let passes = tile.rows.div_ceil(plan.pass.min(pass));
+        let passes = tile.rows.div_ceil(plan.pass);
+        let panel_bytes = task.weights.shape().panel_bytes();
         let mut next = None;
-        let mut claimed = false;
         let c_stride = tile.panels * PANEL;
         let mut k0 = 0;
         while k0 < k {
@@ -202,65 +236,72 @@ impl Thread<'_, '_> {
             for index in 0..passes {
                 let (row, end) = (tile.rows * index / passes, tile.rows * (index + 1) / passes);
                 let rows = end - row;
-                let last_pass = last_terms && index + 1 == passes;
                 let (a, a_stride) = if whole {
-                    let held = Held { task: tile.task, row: tile.row, rows: tile.rows, term: 0, terms: k };
+                    let held = Held {
+                        task: tile.task,
+                        row: tile.row,
+                        rows: tile.rows,
+                        term: 0,
+                        terms: k,
+                    };
                     let a_stride = self.hold(task, plan.mode, held);
-                    (self.scratch.rows().wrapping_add(row * a_stride + columns(plan.mode, k0)), a_stride)
+                    (
+                        self.scratch
+                            .rows()
+                            .wrapping_add(row * a_stride + columns(plan.mode, k0)),
+                        a_stride,
+                    )
                 } else {
-                    let held = Held { task: tile.task, row: tile.row + row, rows, term: k0, terms };
+                    let held = Held {
+                        task: tile.task,
+                        row: tile.row + row,
+                        rows,
+                        term: k0,
+                        terms,
+                    };
                     (self.scratch.rows(), self.hold(task, plan.mode, held))
                 };
                 let blocks = rows.div_ceil(plan.rows_max);
                 let mut panel = 0;
                 while panel < tile.panels {
-                    let panels = plan.group(self.kernels, rows.div_ceil(blocks), tile.panels - panel);
-                    let last_group = panel + panels == tile.panels;
-                    // What comes after this group: the same panels' next terms, or the next panels.
+                    let panels = plan.group(self.kernels, tile.panels - panel);
                     let at = |panel: usize, k: usize| line(task, tile.panel + panel, k);
-                    let own = task.weights.shape().panel_bytes();
-                    let after = if plan.together && !last_terms {
-                        Some((at(panel, k0 + terms), own))
-                    } else if !plan.together && !last_group {
-                        Some((at(panel + panels, k0), own))
-                    } else if !plan.together && !last_pass {
-                        Some((at(0, if index + 1 == passes { k0 + terms } else { k0 }), own))
+                    // What comes after this group of panels, and the bytes between its panels.
+                    let after = if panel + panels < tile.panels {
+                        Some((at(panel + panels, k0), panel_bytes))
+                    } else if index + 1 < passes {
+                        Some((at(0, k0), panel_bytes))
+                    } else if !last_terms {
+                        Some((at(0, k0 + terms), panel_bytes))
                     } else {
-                        if !claimed {
-                            claimed = true;
-                            next = self.claims.claim(tile.task);
-                        }
-                        next.map(|next| {
-                            let (start, stride) = self.claims.start_of(next);
-                            (start.wrapping_add(if plan.together { panel * stride } else { 0 }), stride)
-                        })
+                        next = self.claims.claim(tile.task);
+                        next.map(|next| self.claims.start_of(next))
                     };
-                    let keeping = if blocks >= plan.keep_from { plan.kernels_keeping(self.kernels, panels) } else { None };
                     for block in 0..blocks {
                         let (first, end) = (rows * block / blocks, rows * (block + 1) / blocks);
-                        let kernel = match keeping {
-                            Some(keeping) if block == 0 => Some((keeping.keep)(end - first)),
-                            Some(keeping) => Some((keeping.kept)(end - first)),
-                            None => plan.kernel(self.kernels, end - first, panels),
-                        };
-                        let b = at(panel, k0);
+                        let ahead = plan.ahead(self.kernels, after, panels, terms, block, blocks);
+                        let count = end - first;
+                        let kernel =
+                            Plan::kernel(self.kernels, plan.mode, count, panels, ahead.step != 0);
                         let block = Block {
-                            rows: end - first,
+                            rows: count,
                             panels,
                             terms,
                             a: a.wrapping_add(first * a_stride),
                             a_stride,
-                            b,
-                            b_stride: own,
-                            c: self.scratch.sums().wrapping_add((row + first) * c_stride + panel * PANEL),
+                            b: at(panel, k0),
+                            b_stride: panel_bytes,
+                            c: self
+                                .scratch
+                                .sums()
+                                .wrapping_add((row + first) * c_stride + panel * PANEL),
                             c_stride,
                             accumulate: k0 > 0,
-                            wide: if plan.mode == Mode::Full { b.cast_mut().cast() } else { self.scratch.wide() },
-                            ahead: plan.ahead(self.kernels, after, panels, terms, block, blocks, panel, tile.panels),
+                            ahead,
                         };
                         // SAFETY: rows are held for these terms, the panels are the matrix's, the sums this thread's
                         // scratch, which has room for the rows and panels of any tile.
-                        unsafe { plan.compute(self.kernels, kernel, block) };
+                        unsafe { Plan::compute(self.kernels, plan.mode, kernel, block) };
                     }
                     panel += panels;
                 }
@@ -279,7 +320,7 @@ impl Thread<'_, '_> {
             }
             k0 += terms;
         }
-        if claimed { next } else { self.claims.claim(tile.task) }
+        next
     }
 
     /// Has the rows in the scratch, and returns how far apart they lie.
@@ -288,12 +329,20 @@ impl Thread<'_, '_> {
         if self.rows_held == Some(held) {
             return a_stride;
         }
-        assert!(held.rows * a_stride * 4 <= ROW_BYTES, "{} rows of {} values are cut too large", held.rows, held.terms);
+        assert!(
+            held.rows * a_stride * 4 <= ROW_BYTES,
+            "{} rows of {} values are cut too large",
+            held.rows,
+            held.terms
+        );
         for row in 0..held.rows {
             let source = task.row_index(held.row + row);
             // SAFETY: inside the scratch, by the assertion above.
             let target = unsafe {
-                std::slice::from_raw_parts_mut(self.scratch.rows().add(row * a_stride), columns(mode, held.terms + 1))
+                std::slice::from_raw_parts_mut(
+                    self.scratch.rows().add(row * a_stride),
+                    columns(mode, held.terms + 1),
+                )
             };
             match task.input {
                 RowsRef::Bf16 { data, stride } => {
@@ -311,7 +360,8 @@ impl Thread<'_, '_> {
                     }
                 }
                 RowsRef::F32 { data, stride } => {
-                    target[..held.terms].copy_from_slice(&data[source * stride + held.term..][..held.terms]);
+                    target[..held.terms]
+                        .copy_from_slice(&data[source * stride + held.term..][..held.terms]);
                 }
             }
         }
@@ -349,35 +399,35 @@ impl Plan {
         terms: usize,
         block: usize,
         blocks: usize,
-        panel: usize,
-        tile_panels: usize,
     ) -> Ahead {
-        let Some((start, stride)) = after else { return Ahead { start: self.nowhere(), stride: 0, step: 0 } };
+        let Some((start, stride)) = after else {
+            return Ahead::NOTHING;
+        };
         let spread = blocks.min(SPREAD_MAX);
         if block >= spread || self.mode == Mode::Full {
-            return Ahead { start: self.nowhere(), stride: 0, step: 0 };
+            return Ahead::NOTHING;
         }
-        let bytes = terms * 32;
-        let streams = self.streams(kernels, panels);
+        let streams = Plan::streams(kernels, panels);
         if streams == panels {
-            return Ahead { start: start.wrapping_add(bytes / spread * block), stride, step: 128 / spread };
+            // A panel each, of which every block takes a part.
+            return Ahead {
+                start: start.wrapping_add(terms * 32 / spread * block),
+                stride,
+                step: LINES / spread,
+            };
         }
-        if self.together && tile_panels == streams {
-            // All panels of the tile, a part of each.
-            let first = start.wrapping_sub(panel * stride);
-            return Ahead { start: first.wrapping_add(bytes / streams * panel), stride, step: 128 / streams };
+        // The streams are equal parts of one panel, and every block takes a part of each.
+        let part = terms * 32 / streams;
+        Ahead {
+            start: start.wrapping_add(part / spread * block),
+            stride: part,
+            step: LINES / streams / spread,
         }
-        // Four quarters of one panel.
-        let quarter = bytes / streams;
-        Ahead { start: start.wrapping_add(quarter / spread * block), stride: quarter, step: 128 / streams / spread }
-    }
-
-    /// Somewhere that is in the cache anyway.
-    fn nowhere(&self) -> *const u8 {
-        static NOWHERE: [u8; 256] = [0; 256];
-        NOWHERE.as_ptr()
     }
 }
+
+/// Bytes of a panel that a kernel goes on by at a time.
+const LINES: usize = STEP * 32;
 
 /// Over how many blocks of rows the next weights are prefetched.
 const SPREAD_MAX: usize = 2;

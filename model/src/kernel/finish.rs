@@ -24,7 +24,12 @@ impl Sums {
     #[inline(always)]
     fn at(&self, row: usize, panel: usize) -> &[f32; PANEL] {
         // SAFETY: whoever made this promised sums for all its rows and panels.
-        unsafe { &*self.start.add(row * self.row_stride + panel * self.panel_stride).cast::<[f32; PANEL]>() }
+        unsafe {
+            &*self
+                .start
+                .add(row * self.row_stride + panel * self.panel_stride)
+                .cast::<[f32; PANEL]>()
+        }
     }
 }
 
@@ -33,7 +38,9 @@ fn body<F: Fused>(task: &Task<'_>, sums: Sums) {
     let ones = [0.0_f32; PANEL];
     // Without a bias nothing is added: adding zero would turn -0.0 into 0.0.
     let bias = |panel: usize| match task.bias {
-        Some(bias) => bias[panel * PANEL..].first_chunk::<PANEL>().expect("a bias covers whole panels"),
+        Some(bias) => bias[panel * PANEL..]
+            .first_chunk::<PANEL>()
+            .expect("a bias covers whole panels"),
         None => &ones,
     };
     let value = |row: usize, panel: usize| {
@@ -49,24 +56,44 @@ fn body<F: Fused>(task: &Task<'_>, sums: Sums) {
     match &task.sink {
         Sink::Store(out) => each(&sums, out.columns(), |row, panel, column, count| {
             // SAFETY: see `each`.
-            unsafe { store(&value(row, panel), out.pointer(sums.row + row, column), count) }
+            unsafe {
+                store(
+                    &value(row, panel),
+                    out.pointer(sums.row + row, column),
+                    count,
+                )
+            }
         }),
         Sink::Add(out) => each(&sums, out.columns(), |row, panel, column, count| {
             let value = value(row, panel);
             let target = out.pointer(sums.row + row, column);
-            for lane in 0..count {
+            for (lane, value) in value.iter().enumerate().take(count) {
                 // SAFETY: see `each`.
-                unsafe { *target.add(lane) += value[lane] };
+                unsafe { *target.add(lane) += value };
             }
         }),
         Sink::Round(RowOut::F32(out)) => each(&sums, out.columns(), |row, panel, column, count| {
             // SAFETY: see `each`.
-            unsafe { store(&value(row, panel), out.pointer(sums.row + row, column), count) }
+            unsafe {
+                store(
+                    &value(row, panel),
+                    out.pointer(sums.row + row, column),
+                    count,
+                )
+            }
         }),
-        Sink::Round(RowOut::Bf16(out)) => each(&sums, out.columns(), |row, panel, column, count| {
-            // SAFETY: see `each`.
-            unsafe { store(&value(row, panel).map(bf16::round), out.pointer(sums.row + row, column), count) }
-        }),
+        Sink::Round(RowOut::Bf16(out)) => {
+            each(&sums, out.columns(), |row, panel, column, count| {
+                // SAFETY: see `each`.
+                unsafe {
+                    store(
+                        &value(row, panel).map(bf16::round),
+                        out.pointer(sums.row + row, column),
+                        count,
+                    )
+                }
+            })
+        }
         Sink::Gate { activation, out } => {
             let gated = |row: usize, pair: usize| {
                 let (gate, up) = (value(row, 2 * pair), value(row, 2 * pair + 1));
@@ -79,22 +106,39 @@ fn body<F: Fused>(task: &Task<'_>, sums: Sums) {
                     }
                     Activation::ClampedSwiglu { alpha, limit } => {
                         for lane in 0..PANEL {
-                            result[lane] = math::clamped_swiglu::<F>(gate[lane], up[lane], alpha, limit);
+                            result[lane] =
+                                math::clamped_swiglu::<F>(gate[lane], up[lane], alpha, limit);
                         }
                     }
                 }
                 result
             };
-            debug_assert!(sums.panel % 2 == 0 && sums.panels % 2 == 0);
-            let pairs = Sums { panel: sums.panel / 2, panels: sums.panels / 2, ..sums };
+            debug_assert!(sums.panel.is_multiple_of(2) && sums.panels.is_multiple_of(2));
+            let pairs = Sums {
+                panel: sums.panel / 2,
+                panels: sums.panels / 2,
+                ..sums
+            };
             match out {
                 RowOut::F32(out) => each(&pairs, out.columns(), |row, pair, column, count| {
                     // SAFETY: see `each`.
-                    unsafe { store(&gated(row, pair), out.pointer(sums.row + row, column), count) }
+                    unsafe {
+                        store(
+                            &gated(row, pair),
+                            out.pointer(sums.row + row, column),
+                            count,
+                        )
+                    }
                 }),
                 RowOut::Bf16(out) => each(&pairs, out.columns(), |row, pair, column, count| {
                     // SAFETY: see `each`.
-                    unsafe { store(&gated(row, pair).map(bf16::round), out.pointer(sums.row + row, column), count) }
+                    unsafe {
+                        store(
+                            &gated(row, pair).map(bf16::round),
+                            out.pointer(sums.row + row, column),
+                            count,
+                        )
+                    }
                 }),
             }
         }

@@ -6,12 +6,14 @@
 //!
 //! A gated matrix holds gate and up together: panel 2i is gate columns 16i.., panel 2i + 1 the same columns of up, so
 //! one task has both at hand when it applies the activation.
+//!
+//! Filling writes through pointers, a panel at a time, each held by one thread while it is written.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::bf16;
 use super::memory::Region;
+use super::{bf16, pack};
 
 /// Output columns per panel.
 pub(super) const PANEL: usize = 16;
@@ -41,17 +43,31 @@ pub struct Shape {
 impl Shape {
     /// An ordinary matrix.
     pub fn plain(n: usize, k: usize, element: Element) -> Shape {
-        Shape { n, k, element, gated: false }
+        Shape {
+            n,
+            k,
+            element,
+            gated: false,
+        }
     }
 
     /// Gate and up of `width` columns each.
     pub fn gated(width: usize, k: usize, element: Element) -> Shape {
-        Shape { n: 2 * width, k, element, gated: true }
+        Shape {
+            n: 2 * width,
+            k,
+            element,
+            gated: true,
+        }
     }
 
     /// How many panels it has.
     pub fn panels(self) -> usize {
-        if self.gated { 2 * (self.n / 2).div_ceil(PANEL) } else { self.n.div_ceil(PANEL) }
+        if self.gated {
+            2 * (self.n / 2).div_ceil(PANEL)
+        } else {
+            self.n.div_ceil(PANEL)
+        }
     }
 
     /// Values of a bias in panel order, padding included.
@@ -91,7 +107,11 @@ impl Shape {
     }
 
     fn check(self, placement: Placement) {
-        assert_eq!(self.gated, placement != Placement::Plain, "placement {placement:?} in {self:?}");
+        assert_eq!(
+            self.gated,
+            placement != Placement::Plain,
+            "placement {placement:?} in {self:?}"
+        );
     }
 }
 
@@ -126,11 +146,20 @@ impl Matrix {
     /// A matrix to be filled, in the next free bytes of `region`.
     pub fn builder(region: &Arc<Region>, shape: Shape) -> MatrixBuilder {
         assert!(shape.k > 0 && shape.n > 0, "an empty matrix: {shape:?}");
-        assert!(!shape.gated || shape.n % 2 == 0, "gate and up differ in width: {shape:?}");
+        assert!(
+            !shape.gated || shape.n.is_multiple_of(2),
+            "gate and up differ in width: {shape:?}"
+        );
         let part = region.take(shape.bytes());
         MatrixBuilder {
-            matrix: Matrix { shape, region: Arc::clone(region), offset: part.offset },
-            busy: (0..shape.panels()).map(|_| AtomicBool::new(false)).collect(),
+            matrix: Matrix {
+                shape,
+                region: Arc::clone(region),
+                offset: part.offset,
+            },
+            busy: (0..shape.panels())
+                .map(|_| AtomicBool::new(false))
+                .collect(),
             packed: AtomicUsize::new(0),
         }
     }
@@ -174,24 +203,44 @@ impl Matrix {
     /// The weights of one source column, widened. For tests and digests, not fast.
     pub fn column(&self, placement: Placement, column: usize) -> Vec<f32> {
         self.shape.check(placement);
-        assert!(column < self.shape.source_columns(placement), "column {column} of {:?}", self.shape);
+        assert!(
+            column < self.shape.source_columns(placement),
+            "column {column} of {:?}",
+            self.shape
+        );
         let (panel, lane) = self.shape.place(placement, column);
         let panel = self.panel(panel);
-        (0..self.shape.k)
-            .map(|k| match self.shape.element {
+        let value = |k: usize| match self.shape.element {
+            Element::Bf16 => {
                 // SAFETY: k and lane are inside the panel, which is inside the region.
-                Element::Bf16 => bf16::widen(unsafe { *panel.cast::<u16>().add(k / 2 * 32 + lane * 2 + k % 2) }),
-                // SAFETY: as above.
-                Element::F32 => unsafe { *panel.cast::<f32>().add(k * PANEL + lane) },
-            })
-            .collect()
+                let value = unsafe {
+                    *panel
+                        .cast::<u16>()
+                        .add(k / 2 * 2 * PANEL + lane * 2 + k % 2)
+                };
+                bf16::widen(value)
+            }
+            // SAFETY: as above.
+            Element::F32 => unsafe { *panel.cast::<f32>().add(k * PANEL + lane) },
+        };
+        (0..self.shape.k).map(value).collect()
     }
 
     /// A bias in panel order, padded with zeros.
     pub fn place_bias(&self, placement: Placement, values: &[f32], bias: &mut [f32]) {
         self.shape.check(placement);
-        assert_eq!(values.len(), self.shape.source_columns(placement), "the bias of {:?}", self.shape);
-        assert_eq!(bias.len(), self.shape.bias_len(), "the placed bias of {:?}", self.shape);
+        assert_eq!(
+            values.len(),
+            self.shape.source_columns(placement),
+            "the bias of {:?}",
+            self.shape
+        );
+        assert_eq!(
+            bias.len(),
+            self.shape.bias_len(),
+            "the placed bias of {:?}",
+            self.shape
+        );
         for (column, &value) in values.iter().enumerate() {
             let (panel, lane) = self.shape.place(placement, column);
             bias[panel * PANEL + lane] = value;
@@ -200,7 +249,9 @@ impl Matrix {
 
     /// Where a panel begins.
     pub(super) fn panel(&self, panel: usize) -> *const u8 {
-        self.region.as_ptr().wrapping_add(self.offset + panel * self.shape.panel_bytes())
+        self.region
+            .as_ptr()
+            .wrapping_add(self.offset + panel * self.shape.panel_bytes())
     }
 }
 
@@ -223,7 +274,15 @@ impl MatrixBuilder {
         let shape = self.checked(placement, Element::Bf16);
         let count = rows_in(rows.len(), shape.k, stride);
         self.each_panel(placement, first, count, |panel, lanes| {
-            for (lane, source) in lanes {
+            let mut starts = [std::ptr::null(); PANEL];
+            for &(lane, source) in lanes {
+                starts[lane] = rows[source * stride..][..shape.k].as_ptr();
+            }
+            if lanes.len() == PANEL {
+                // SAFETY: all rows were found to have k values, and this thread holds the panel.
+                return unsafe { pack::pack_panel(&starts, shape.k, panel) };
+            }
+            for &(lane, source) in lanes {
                 let row = &rows[source * stride..][..shape.k];
                 for (k, &value) in row.iter().enumerate() {
                     // SAFETY: inside the panel, which this thread holds.
@@ -239,7 +298,7 @@ impl MatrixBuilder {
         let shape = self.checked(placement, Element::F32);
         let count = rows_in(rows.len(), shape.k, stride);
         self.each_panel(placement, first, count, |panel, lanes| {
-            for (lane, source) in lanes {
+            for &(lane, source) in lanes {
                 let row = &rows[source * stride..][..shape.k];
                 for (k, &value) in row.iter().enumerate() {
                     // SAFETY: inside the panel, which this thread holds.
@@ -263,19 +322,57 @@ impl MatrixBuilder {
     ) {
         let shape = self.checked(placement, Element::Bf16);
         let count = rows_in(values.len(), columns, stride);
-        assert!(first_k + count <= shape.k, "{count} terms from {first_k} on, in {shape:?}");
-        self.each_panel(placement, first, columns, |panel, lanes| {
-            let lanes: Vec<_> = lanes.collect();
-            for index in 0..count {
-                let k = first_k + index;
-                for &(lane, source) in &lanes {
-                    // SAFETY: inside the panel, which this thread holds.
-                    unsafe {
-                        *panel.cast::<u16>().add(k / 2 * 32 + lane * 2 + k % 2) = values[index * stride + source];
+        assert!(
+            first_k + count <= shape.k,
+            "{count} terms from {first_k} on, in {shape:?}"
+        );
+        // So many k at a time that their values stay in the cache while they go to all panels.
+        let block = (BLOCK_VALUES / stride).max(2).next_multiple_of(2);
+        let mut index = 0;
+        while index < count {
+            // Blocks end at an even k, so that pairs are whole.
+            let end = (index + block - (first_k + index) % 2).min(count);
+            self.each_panel(placement, first, columns, |panel, lanes| {
+                let mut at = index;
+                if lanes.len() == PANEL {
+                    // Single values up to an even k, then whole lines.
+                    at += (first_k + at) % 2;
+                    let pairs = end.saturating_sub(at) / 2;
+                    let column = lanes[0].1;
+                    // All values of these lines, checked.
+                    let values = &values[(at * stride + column).min(values.len())..];
+                    assert!(
+                        pairs == 0
+                            || (2 * pairs - 1) * stride + lanes[PANEL - 1].1 - column
+                                < values.len()
+                    );
+                    let every_second = lanes[1].1 == column + 2;
+                    let line = panel.wrapping_add((first_k + at) / 2 * 64);
+                    // SAFETY: checked above; the lines are inside the panel, which this thread holds.
+                    unsafe { pack::pack_lines(values.as_ptr(), stride, pairs, every_second, line) };
+                    at += 2 * pairs;
+                }
+                let single = if lanes.len() == PANEL {
+                    at.min(end)
+                } else {
+                    index
+                };
+                let head = if lanes.len() == PANEL && (first_k + index) % 2 == 1 {
+                    index..index + 1
+                } else {
+                    0..0
+                };
+                for at in head.chain(single..end) {
+                    let k = first_k + at;
+                    for &(lane, source) in lanes {
+                        let value = values[at * stride + source];
+                        // SAFETY: inside the panel, which this thread holds.
+                        unsafe { *panel.cast::<u16>().add(k / 2 * 32 + lane * 2 + k % 2) = value };
                     }
                 }
-            }
-        });
+            });
+            index = end;
+        }
         self.packed.fetch_add(count * columns, Ordering::Relaxed);
     }
 
@@ -301,7 +398,7 @@ impl MatrixBuilder {
         placement: Placement,
         first: usize,
         count: usize,
-        fill: impl Fn(*mut u8, &mut dyn Iterator<Item = (usize, usize)>),
+        fill: impl Fn(*mut u8, &[(usize, usize)]),
     ) {
         let shape = self.matrix.shape;
         assert!(
@@ -311,27 +408,43 @@ impl MatrixBuilder {
         if count == 0 {
             return;
         }
-        let step = if placement == Placement::Interleaved { 2 } else { 1 };
+        let step = if placement == Placement::Interleaved {
+            2
+        } else {
+            1
+        };
         let run = PANEL * step;
         for group in first / run..(first + count).div_ceil(run) {
             for second in 0..step {
-                let mut lanes = (0..PANEL)
-                    .map(|lane| (lane, group * run + lane * step + second))
-                    .filter(|&(_, column)| (first..first + count).contains(&column))
-                    .map(|(lane, column)| (lane, column - first))
-                    .peekable();
-                let Some(&(_, source)) = lanes.peek() else { continue };
+                let mut lanes = [(0, 0); PANEL];
+                let mut filled = 0;
+                for lane in 0..PANEL {
+                    let column = group * run + lane * step + second;
+                    if (first..first + count).contains(&column) {
+                        lanes[filled] = (lane, column - first);
+                        filled += 1;
+                    }
+                }
+                let Some(&(_, source)) = lanes[..filled].first() else {
+                    continue;
+                };
                 let (panel, _) = shape.place(placement, first + source);
                 let busy = &self.busy[panel];
-                while busy.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+                while busy
+                    .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+                    .is_err()
+                {
                     std::thread::yield_now();
                 }
-                fill(self.matrix.panel(panel).cast_mut(), &mut lanes);
+                fill(self.matrix.panel(panel).cast_mut(), &lanes[..filled]);
                 busy.store(false, Ordering::Release);
             }
         }
     }
 }
+
+/// Values of a tensor that stay in the first cache while they are packed.
+const BLOCK_VALUES: usize = 16 << 10;
 
 /// How many rows of `k` values lie in `len` values, `stride` apart.
 fn rows_in(len: usize, k: usize, stride: usize) -> usize {
@@ -344,7 +457,9 @@ mod tests {
     use super::*;
 
     fn values(count: usize) -> Vec<u16> {
-        (0..count).map(|i| (i.wrapping_mul(40503) >> 3) as u16 & 0xbfff).collect()
+        (0..count)
+            .map(|i| (i.wrapping_mul(40503) >> 3) as u16 & 0xbfff)
+            .collect()
     }
 
     fn wide(values: &[u16]) -> Vec<f32> {
@@ -364,13 +479,22 @@ mod tests {
                 }
                 let matrix = builder.finish();
                 for (column, row) in source.chunks(k).enumerate() {
-                    assert_eq!(matrix.column(Placement::Plain, column), wide(row), "{n} x {k} by {piece}, column {column}");
+                    assert_eq!(
+                        matrix.column(Placement::Plain, column),
+                        wide(row),
+                        "{n} x {k} by {piece}, column {column}"
+                    );
                 }
                 let lines = k.div_ceil(2);
                 for lane in n % PANEL..if n % PANEL == 0 { 0 } else { PANEL } {
                     for line in 0..lines {
                         // SAFETY: inside the last panel.
-                        let pair = unsafe { *matrix.panel(n / PANEL).cast::<u32>().add(line * PANEL + lane) };
+                        let pair = unsafe {
+                            *matrix
+                                .panel(n / PANEL)
+                                .cast::<u32>()
+                                .add(line * PANEL + lane)
+                        };
                         assert_eq!(pair, 0, "padding of {n} x {k}");
                     }
                 }
@@ -392,9 +516,59 @@ mod tests {
                 }
                 let matrix = builder.finish();
                 for (column, row) in source.chunks(k).enumerate() {
-                    assert_eq!(matrix.column(Placement::Plain, column), wide(row), "{n} x {k} by {piece}");
+                    assert_eq!(
+                        matrix.column(Placement::Plain, column),
+                        wide(row),
+                        "{n} x {k} by {piece}"
+                    );
                 }
             }
+        }
+    }
+
+    /// The interleaved form of a tensor stored the other way round.
+    #[test]
+    fn packing_interleaved_columns_equals_rows() {
+        let (width, k) = (40, 67);
+        let shape = Shape::gated(width, k, Element::Bf16);
+        let source = values(2 * width * k);
+        let n = 2 * width;
+        let turned: Vec<u16> = (0..n * k).map(|i| source[i % n * k + i / n]).collect();
+        let one = Matrix::builder(&Arc::new(Region::new(shape.bytes())), shape);
+        one.pack_rows(Placement::Interleaved, 0, &source, k);
+        let two = Matrix::builder(&Arc::new(Region::new(shape.bytes())), shape);
+        for (index, values) in turned.chunks(9 * n).enumerate() {
+            two.pack_columns(Placement::Interleaved, index * 9, 0, n, values, n);
+        }
+        let (one, two) = (one.finish(), two.finish());
+        for column in 0..n {
+            let (one, two) = (
+                one.column(Placement::Interleaved, column),
+                two.column(Placement::Interleaved, column),
+            );
+            assert_eq!(one, two, "column {column}");
+        }
+    }
+
+    /// Several threads fill one matrix in pieces that share panels.
+    #[test]
+    fn threads_fill_one_matrix() {
+        let (n, k) = (1024, 2048);
+        let source = values(n * k);
+        let shape = Shape::plain(n, k, Element::Bf16);
+        let builder = Matrix::builder(&Arc::new(Region::new(shape.bytes())), shape);
+        std::thread::scope(|scope| {
+            for (index, rows) in source.chunks(100 * k).enumerate() {
+                let builder = &builder;
+                scope.spawn(move || builder.pack_rows(Placement::Plain, index * 100, rows, k));
+            }
+        });
+        let matrix = builder.finish();
+        for column in [0, 99, 100, 517, 1023] {
+            assert_eq!(
+                matrix.column(Placement::Plain, column),
+                wide(&source[column * k..][..k])
+            );
         }
     }
 
@@ -404,7 +578,14 @@ mod tests {
         let (width, k) = (40, 34);
         let shape = Shape::gated(width, k, Element::Bf16);
         let both = values(2 * width * k);
-        let pick = |second: usize| both.chunks(k).skip(second).step_by(2).flatten().copied().collect::<Vec<u16>>();
+        let pick = |second: usize| {
+            both.chunks(k)
+                .skip(second)
+                .step_by(2)
+                .flatten()
+                .copied()
+                .collect::<Vec<u16>>()
+        };
         let (gate, up) = (pick(0), pick(1));
         let one = Matrix::builder(&Arc::new(Region::new(shape.bytes())), shape);
         one.pack_rows(Placement::Gate, 0, &gate, k);
@@ -415,10 +596,22 @@ mod tests {
         two.pack_rows(Placement::Interleaved, 7, &both[7 * k..], k);
         let two = two.finish();
         for column in 0..width {
-            assert_eq!(one.column(Placement::Gate, column), wide(&gate[column * k..][..k]));
-            assert_eq!(one.column(Placement::Up, column), wide(&up[column * k..][..k]));
-            assert_eq!(one.column(Placement::Gate, column), two.column(Placement::Gate, column));
-            assert_eq!(one.column(Placement::Up, column), two.column(Placement::Up, column));
+            assert_eq!(
+                one.column(Placement::Gate, column),
+                wide(&gate[column * k..][..k])
+            );
+            assert_eq!(
+                one.column(Placement::Up, column),
+                wide(&up[column * k..][..k])
+            );
+            assert_eq!(
+                one.column(Placement::Gate, column),
+                two.column(Placement::Gate, column)
+            );
+            assert_eq!(
+                one.column(Placement::Up, column),
+                two.column(Placement::Up, column)
+            );
         }
         // SAFETY: panel 2 is inside.
         let third = unsafe { *one.panel(2).cast::<u16>() };

@@ -2,7 +2,18 @@
 //!
 //! A result never depends on which rows it is computed with, on the number of threads or on the instruction
 //! path; only on the numeric class. [`gemm`] says in what order each class sums, [`math`] the same for what runs
-//! over lanes. Unsafe code lives in `memory`, `rows`, `matrix`, `gemm`, `tile` and the files of the paths.
+//! over lanes. Unsafe code lives in `memory`, `rows`, `matrix`, `pack`, `dispatch`,
+//! `drive`, `finish`, `tile`, `limits`, `plain` and the files of the paths.
+
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(
+        dead_code,
+        unused_variables,
+        unused_mut,
+        reason = "other CPUs have the plain path alone"
+    )
+)]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -22,6 +33,7 @@ mod limits;
 pub mod math;
 mod matrix;
 mod memory;
+mod pack;
 mod path;
 mod plain;
 mod rows;

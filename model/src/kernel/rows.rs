@@ -32,12 +32,10 @@ impl RowsRef<'_> {
             RowsRef::Bf16 { data, stride } => (data.len(), stride),
             RowsRef::F32 { data, stride } => (data.len(), stride),
         };
-        if len < k {
-            0
-        } else if stride == 0 {
-            usize::MAX
-        } else {
-            (len - k) / stride + 1
+        match len.checked_sub(k) {
+            None => 0,
+            // Rows that all lie in one place: there are as many as one likes.
+            Some(rest) => rest.checked_div(stride).map_or(usize::MAX, |more| more + 1),
         }
     }
 }
@@ -58,12 +56,25 @@ unsafe impl<T: Send> Send for RowsMut<'_, T> {}
 impl<'a, T> RowsMut<'a, T> {
     /// The first `columns` values of each of `rows` rows that lie `stride` values apart in `data`.
     pub fn new(data: &'a mut [T], rows: usize, columns: usize, stride: usize) -> RowsMut<'a, T> {
-        assert!(columns <= stride || rows <= 1, "rows of {columns} values lie {stride} apart");
+        assert!(
+            columns <= stride || rows <= 1,
+            "rows of {columns} values lie {stride} apart"
+        );
         if rows > 0 {
             let needed = (rows - 1) * stride + columns;
-            assert!(data.len() >= needed, "{rows} rows of {columns} values need {needed}, the buffer has {}", data.len());
+            assert!(
+                data.len() >= needed,
+                "{rows} rows of {columns} values need {needed}, the buffer has {}",
+                data.len()
+            );
         }
-        RowsMut { start: data.as_mut_ptr(), rows, columns, stride, buffer: PhantomData }
+        RowsMut {
+            start: data.as_mut_ptr(),
+            rows,
+            columns,
+            stride,
+            buffer: PhantomData,
+        }
     }
 
     /// How many rows there are.
@@ -92,28 +103,55 @@ impl<'a, T> RowsMut<'a, T> {
 
     /// The same window for a shorter while.
     pub fn reborrow(&mut self) -> RowsMut<'_, T> {
-        RowsMut { start: self.start, rows: self.rows, columns: self.columns, stride: self.stride, buffer: PhantomData }
+        RowsMut {
+            start: self.start,
+            rows: self.rows,
+            columns: self.columns,
+            stride: self.stride,
+            buffer: PhantomData,
+        }
     }
 
     /// The rows before `at`, and the others.
     pub fn split_rows(self, at: usize) -> (RowsMut<'a, T>, RowsMut<'a, T>) {
         assert!(at <= self.rows, "split at row {at} of {}", self.rows);
         // SAFETY: with no rows left the start is not moved; else it stays inside the buffer.
-        let second = unsafe { self.start.add(if at < self.rows { at * self.stride } else { 0 }) };
+        let second = unsafe {
+            self.start
+                .add(if at < self.rows { at * self.stride } else { 0 })
+        };
         (
-            RowsMut { rows: at, ..self.copy() },
-            RowsMut { start: second, rows: self.rows - at, ..self.copy() },
+            RowsMut {
+                rows: at,
+                ..self.copy()
+            },
+            RowsMut {
+                start: second,
+                rows: self.rows - at,
+                ..self.copy()
+            },
         )
     }
 
     /// The columns before `at`, and the others.
     pub fn split_columns(self, at: usize) -> (RowsMut<'a, T>, RowsMut<'a, T>) {
-        assert!(at <= self.columns, "split at column {at} of {}", self.columns);
+        assert!(
+            at <= self.columns,
+            "split at column {at} of {}",
+            self.columns
+        );
         // SAFETY: at most `columns` further on, inside the buffer or one past its end; not moved without rows.
         let second = unsafe { self.start.add(if self.rows > 0 { at } else { 0 }) };
         (
-            RowsMut { columns: at, ..self.copy() },
-            RowsMut { start: second, columns: self.columns - at, ..self.copy() },
+            RowsMut {
+                columns: at,
+                ..self.copy()
+            },
+            RowsMut {
+                start: second,
+                columns: self.columns - at,
+                ..self.copy()
+            },
         )
     }
 
@@ -135,7 +173,13 @@ impl<'a, T> RowsMut<'a, T> {
 
     /// A second name for the window, to be narrowed at once.
     fn copy(&self) -> RowsMut<'a, T> {
-        RowsMut { start: self.start, rows: self.rows, columns: self.columns, stride: self.stride, buffer: PhantomData }
+        RowsMut {
+            start: self.start,
+            rows: self.rows,
+            columns: self.columns,
+            stride: self.stride,
+            buffer: PhantomData,
+        }
     }
 }
 

@@ -1,39 +1,11 @@
-//! The micro-kernels: a few rows times one panel.
+//! The micro-kernels by themselves: a few rows times one panel, for sums that are not a task.
 
-use super::dispatch::dispatched;
-use super::fused::Fused;
-use super::{Kernels, plain};
+use super::Kernels;
+use super::block::{Ahead, Block};
+use super::path::{Mode, Plan};
 
 /// The most rows a tile may have.
 pub const TILE_ROWS_MAX: usize = 12;
-
-/// What a tile is made of. Pointers as in [`tile`].
-#[derive(Clone, Copy)]
-struct Tile {
-    rows: usize,
-    k: usize,
-    a: *const f32,
-    a_stride: usize,
-    b: *const u8,
-    c: *mut f32,
-    c_stride: usize,
-    accumulate: bool,
-}
-
-#[inline(always)]
-fn bf16_body<F: Fused>(t: Tile) {
-    // SAFETY: `tile` passes its caller's promise on.
-    unsafe { plain::tile_bf16::<F>(t.rows, t.k, t.a, t.a_stride, t.b, t.c, t.c_stride, t.accumulate) }
-}
-
-#[inline(always)]
-fn f32_body<F: Fused>(t: Tile) {
-    // SAFETY: `tile_f32` passes its caller's promise on.
-    unsafe { plain::tile_f32::<F>(t.rows, t.k, t.a, t.a_stride, t.b.cast(), t.c, t.c_stride, t.accumulate) }
-}
-
-dispatched! { fn tile_bf16_on(t: Tile) = bf16_body }
-dispatched! { fn tile_f32_on(t: Tile) = f32_body }
 
 /// `rows` rows of f32 times one BF16 panel of sixteen columns: `c[r][0..16]` becomes, or with `accumulate` goes on
 /// from, the chain of fused multiply-adds over ascending k. The same bits on every path, in every class.
@@ -42,6 +14,10 @@ dispatched! { fn tile_f32_on(t: Tile) = f32_body }
 /// `a` has `rows` rows of `k` values, `a_stride` values apart; `b` has `k / 2` (rounded up) lines of 64 bytes, laid out as
 /// in a packed BF16 matrix, with 2 readable bytes in front; `c` has `rows` rows of sixteen values, `c_stride` apart,
 /// which nobody else touches. `rows` is 1 to [`TILE_ROWS_MAX`]. Of an odd last pair only the first half is used.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the plain operands of a micro-kernel"
+)]
 pub unsafe fn tile(
     kernels: Kernels,
     rows: usize,
@@ -53,14 +29,32 @@ pub unsafe fn tile(
     c_stride: usize,
     accumulate: bool,
 ) {
-    debug_assert!((1..=TILE_ROWS_MAX).contains(&rows));
-    tile_bf16_on(kernels, Tile { rows, k, a, a_stride, b, c, c_stride, accumulate });
+    let ahead = Ahead::NOTHING;
+    let block = Block {
+        rows,
+        panels: 1,
+        terms: k,
+        a,
+        a_stride,
+        b,
+        b_stride: 0,
+        c,
+        c_stride,
+        accumulate,
+        ahead,
+    };
+    // SAFETY: promised by the caller.
+    unsafe { bare(kernels, Mode::Widened, block) };
 }
 
 /// The same with an f32 panel `[k][16]`.
 ///
 /// # Safety
 /// As for [`tile`], but `b` has `k` lines of sixteen f32.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the plain operands of a micro-kernel"
+)]
 pub unsafe fn tile_f32(
     kernels: Kernels,
     rows: usize,
@@ -72,6 +66,52 @@ pub unsafe fn tile_f32(
     c_stride: usize,
     accumulate: bool,
 ) {
-    debug_assert!((1..=TILE_ROWS_MAX).contains(&rows));
-    tile_f32_on(kernels, Tile { rows, k, a, a_stride, b: b.cast(), c, c_stride, accumulate });
+    let (b, ahead) = (b.cast(), Ahead::NOTHING);
+    let block = Block {
+        rows,
+        panels: 1,
+        terms: k,
+        a,
+        a_stride,
+        b,
+        b_stride: 0,
+        c,
+        c_stride,
+        accumulate,
+        ahead,
+    };
+    // SAFETY: promised by the caller.
+    unsafe { bare(kernels, Mode::Full, block) };
+}
+
+/// # Safety
+/// As for [`tile`] or [`tile_f32`].
+#[inline]
+unsafe fn bare(kernels: Kernels, mode: Mode, block: Block) {
+    debug_assert!(
+        (1..=TILE_ROWS_MAX).contains(&block.rows),
+        "a tile of {} rows",
+        block.rows
+    );
+    let most = Plan::rows_max(kernels, mode);
+    let mut first = 0;
+    while first < block.rows {
+        let rows = most.min(block.rows - first);
+        let part = Block {
+            rows,
+            a: block.a.wrapping_add(first * block.a_stride),
+            c: block.c.wrapping_add(first * block.c_stride),
+            ..block
+        };
+        // SAFETY: rows of the block, as the caller promises them.
+        unsafe {
+            Plan::compute(
+                kernels,
+                mode,
+                Plan::kernel(kernels, mode, rows, 1, false),
+                part,
+            )
+        };
+        first += rows;
+    }
 }

@@ -295,9 +295,7 @@ fn render_error(file: &str, error: &minijinja::Error) -> ChatError {
     let mut innermost = error;
     while let Some(current) = cause {
         if let Some(Raised(message)) = current.downcast_ref::<Raised>() {
-            return ChatError::Refused {
-                message: message.clone(),
-            };
+            return ChatError::Refused { file: file.to_owned(), message: message.clone() };
         }
         if let Some(inner) = current.downcast_ref::<minijinja::Error>()
             && inner.kind() != ErrorKind::BadInclude

@@ -97,8 +97,10 @@ pub enum TextError {
 #[derive(Debug, thiserror::Error)]
 pub enum ChatError {
     /// The template called `raise_exception`: it does not take conversations of this shape.
-    #[error("the model's chat template refuses this conversation: {message}")]
+    #[error("{file}: the chat template refuses this conversation: {message}")]
     Refused {
+        /// The file that holds the template.
+        file: String,
         /// What the template said.
         message: String,
     },

@@ -1,0 +1,136 @@
+//! What a user does, from the command line to what it prints.
+
+mod program;
+
+use program::{Scratch, fixture, phalanx};
+use serde_json::Value;
+
+fn stdout(arguments: &[&str]) -> String {
+    let output = phalanx(arguments);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "phalanx {}\n{message}", arguments.join(" "));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn json(arguments: &[&str]) -> Value {
+    serde_json::from_str(&stdout(arguments)).expect("JSON")
+}
+
+fn expected(name: &str) -> Value {
+    let text = std::fs::read(fixture(name).join("expected.json")).expect("there");
+    serde_json::from_slice(&text).expect("JSON")
+}
+
+#[test]
+fn without_a_command_the_demo_model_answers() {
+    let text = stdout(&[]);
+    for answer in ["add 417+385=802;", "sort 7315=1357;", "rev abcde=edcba;", "upper hello=HELLO;"] {
+        assert!(text.contains(answer), "{answer} in\n{text}");
+    }
+}
+
+#[test]
+fn generate_continues_ids_as_the_reference_does() {
+    for name in ["mixtral", "deepseekv3-seed"] {
+        let expected = expected(name);
+        let dir = fixture(name);
+        let prompt = &expected["prompts"][1];
+        let ids: Vec<String> = prompt["ids"].as_array().expect("ids").iter().map(Value::to_string).collect();
+        let found = json(&[
+            "generate", "--model", dir.to_str().expect("UTF-8"), "--tokens", &ids.join(","), "--numeric-class", "f32",
+            "--max-tokens", "32", "--ignore-eos", "--json", "--top-logprobs", "2",
+        ]);
+        assert_eq!(found["tokens"], prompt["f32"]["greedy"], "{name}");
+        assert_eq!(found["prompt_tokens"], prompt["ids"]);
+        assert_eq!(found["finish_reason"], "length");
+        let logprobs = found["logprobs"].as_array().expect("a list");
+        let margins = prompt["f32"]["margins"].as_array().expect("a list");
+        for ((top, logprob), margin) in
+            found["top_logprobs"].as_array().expect("a list").iter().zip(logprobs).zip(margins)
+        {
+            assert_eq!(top[0][1], *logprob);
+            let gap = top[0][1].as_f64().expect("a number") - top[1][1].as_f64().expect("a number");
+            assert!((gap - margin.as_f64().expect("a number")).abs() < 1e-3, "{name}: {gap} {margin}");
+        }
+    }
+}
+
+#[test]
+fn stop_strings_and_the_end_token_end_an_answer() {
+    let answer = json(&["generate", "--chat", "seq 10+6=", "--stop", " 28", "--json"]);
+    assert_eq!(answer["text"], "16 22");
+    assert_eq!(answer["finish_reason"], "stop");
+    let answer = json(&["generate", "--chat", "day Fri+3=", "--json"]);
+    assert_eq!((&answer["text"], &answer["finish_reason"]), (&"Mon;".into(), &"stop".into()));
+    let answer = json(&["generate", "--chat", "day Fri+3=", "--max-tokens", "2", "--json"]);
+    assert_eq!((&answer["text"], &answer["finish_reason"]), (&"Mo".into(), &"length".into()));
+    assert_eq!(stdout(&["generate", "--chat", "rev abcde="]), "edcba;\n");
+}
+
+#[test]
+fn a_seed_makes_an_answer_again() {
+    let draw = |seed: &str| stdout(&["generate", "--prompt", "x", "--temperature", "2.5", "--seed", seed, "--ignore-eos", "--max-tokens", "40"]);
+    assert_eq!(draw("7"), draw("7"));
+    assert_ne!(draw("7"), draw("8"));
+}
+
+#[test]
+fn forward_writes_what_the_fixtures_hold() {
+    let scratch = Scratch::new("forward");
+    let expected = expected("olmoe");
+    let prompt = &expected["prompts"][1];
+    let ids: Vec<String> = prompt["ids"].as_array().expect("ids").iter().map(Value::to_string).collect();
+    let out = scratch.path().join("out.safetensors");
+    let dir = fixture("olmoe");
+    stdout(&[
+        "forward", "--model", dir.to_str().expect("UTF-8"), "--tokens", &ids.join(","), "--numeric-class", "f32",
+        "--out", out.to_str().expect("UTF-8"),
+    ]);
+    let (found, wanted) =
+        (std::fs::read(&out).expect("written"), std::fs::read(dir.join("expected.safetensors")).expect("there"));
+    let found = safetensors::SafeTensors::deserialize(&found).expect("safetensors");
+    let wanted = safetensors::SafeTensors::deserialize(&wanted).expect("safetensors");
+    for (name, reference) in [("logits", "p7.f32.all_logits"), ("hidden", "p7.f32.hidden")] {
+        let (found, wanted) = (found.tensor(name).expect(name), wanted.tensor(reference).expect(name));
+        assert_eq!(found.shape(), wanted.shape(), "{name}");
+        for (a, b) in found.data().as_chunks::<4>().0.iter().zip(wanted.data().as_chunks::<4>().0) {
+            assert!((f32::from_le_bytes(*a) - f32::from_le_bytes(*b)).abs() < 1e-3, "{name}");
+        }
+    }
+    let ids = found.tensor("router_ids").expect("written");
+    assert_eq!((ids.shape(), ids.dtype()), ([3, 7, 4].as_slice(), safetensors::Dtype::I32));
+    assert_eq!(found.tensor("router_weights").expect("written").shape(), [3, 7, 4]);
+    assert_eq!(std::fs::read_dir(scratch.path()).expect("there").count(), 1, "no draft is left");
+}
+
+#[test]
+fn inspect_adds_up() {
+    let dir = fixture("deepseekv3-seed");
+    let found = json(&["inspect", dir.to_str().expect("UTF-8"), "--json", "--context", "100", "--digests"]);
+    assert_eq!(found["family"], "DeepSeek-V3");
+    assert_eq!(found["experts"], 3 * 64);
+    // Three matrices of 96 x 32; a latent of 32 + 8 values in each of six layers.
+    assert_eq!(found["bytes_per_expert"], 3 * 96 * 32 * 2);
+    assert_eq!(found["kv_bytes_per_token"], 6 * 40 * 2);
+    assert_eq!(found["digests"]["experts"].as_object().expect("a map").len(), 3 * 64);
+    assert_eq!(found["digests"]["trunk"].as_str().expect("a digest").len(), 64);
+    let text = stdout(&["inspect"]);
+    assert!(text.contains("DeepSeek-V3") && text.contains("KV"), "{text}");
+}
+
+/// A synthetic checkpoint is a checkpoint like any other, on disk and without a disk.
+#[test]
+fn a_made_checkpoint_runs() {
+    let scratch = Scratch::new("made");
+    let dir = scratch.path().join("model");
+    let dir = dir.to_str().expect("UTF-8");
+    let shape = "hidden=64,layers=2,experts=4,top-k=2,width=32,vocab=256,heads=4,kv-heads=2,head-dim=16";
+    stdout(&["bench", "make-checkpoint", dir, "--shape", shape, "--shard", "100K"]);
+    let found = json(&["generate", "--model", dir, "--tokens", "1,2,3", "--max-tokens", "5", "--json"]);
+    assert_eq!(found["tokens"].as_array().expect("a list").len(), 5);
+    let found = json(&["bench", "model", "--model", dir, "--seconds", "0.05", "--prefill", "16", "--batch", "1,3", "--json"]);
+    let figures = found["figures"].as_array().expect("a list");
+    assert_eq!(figures.len(), 4);
+    assert!(figures.iter().all(|f| f["tokens_per_s"].as_f64().is_some_and(|x| x > 0.0)));
+    assert_eq!(figures[0]["experts_touched_per_step"], 4.0);
+}
