@@ -10,19 +10,21 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use phalanx_model::attention::Span;
 use phalanx_model::experts::{Experts, ExpertsError, Groups, compute_blocks};
 use phalanx_model::gate::Choices;
 use phalanx_model::kernel::{
     Activation, Element, Kernels, Matrix, NumericClass, Path as KernelPath, Placement, Region, RowType, Shape,
-    round_bf16,
+    math, round_bf16,
 };
 use phalanx_model::kv::{PAGE, Sequence};
 use phalanx_model::load::{self, Opened, Progress, Request};
 use phalanx_model::plain::{Run, Unobserved, step};
 use phalanx_model::pool::Pool;
 use phalanx_model::rows::{RowBuffer, write_row};
+use phalanx_model::spec::{Moe, Score};
 use phalanx_model::trunk::Trunk;
-use phalanx_model::weights::{Block, Embedding, ExpertId, Manifest, TrunkWeights};
+use phalanx_model::weights::{Block, Embedding, ExpertId, ForwardWeights, GateWeights, Manifest, TrunkWeights};
 use support::{Loop, Random, argmax, fixture, kernels_of};
 
 /// The seven families, and options that change what a row sees or how it is summed: windows, a head width that is
@@ -356,6 +358,95 @@ fn greedy(model: &mut Loop, prompts: &[Vec<u32>], one_by_one: bool) -> (Vec<Vec<
     assert_eq!(lonely.calls > 0, one_by_one);
     sequences.into_iter().for_each(|sequence| cache.release(sequence));
     (tokens, all)
+}
+
+/// The order of summation of a layer, written out: residual, then shared experts, then routed ones by rank, each output
+/// rounded before and each added by one fused multiply-add. Rank is falling selection score.
+#[test]
+fn a_row_is_residual_then_shared_then_routed_by_rank() {
+    let mut random = Random::seeded("EXACTNESS_SEED");
+    let classes = Class::all();
+    for name in FIXTURES {
+        for class in &classes {
+            for kernels in class.paths_for(name) {
+                let what = format!("{name}, {} on {}", class.class, kernels.path());
+                let mut model = Loop::with(&fixture(name), kernels, 2);
+                let tokens = random.tokens(41, model.vocab());
+                check_sums(&mut model, &tokens, &what);
+            }
+        }
+    }
+}
+
+fn check_sums(model: &mut Loop, tokens: &[u32], what: &str) {
+    let Loop { trunk, experts, pool, work, cache, .. } = model;
+    let (spec, kernels) = (Arc::clone(trunk.spec()), trunk.kernels());
+    let mut sequence = Sequence::default();
+    cache.extend(&mut sequence, tokens.len()).expect("there is room");
+    let spans = [Span { sequence: &sequence, start: 0, rows: 0..tokens.len() }];
+    trunk.embed(work, tokens, &spans);
+    for layer in 0..spec.layers.len() {
+        trunk.attend(pool, work, layer, cache, &spans);
+        let mut wanted = work.hidden.clone();
+        let weights = &trunk.weights().layers[layer];
+        let normed: Vec<Vec<f32>> = wanted
+            .chunks(spec.hidden)
+            .map(|row| {
+                let mut normed = vec![0.0; spec.hidden];
+                math::norm_row(kernels, row, &weights.post_norm, spec.norm_eps, &mut normed);
+                normed
+            })
+            .collect();
+        if trunk.gate(pool, work, layer) {
+            experts.compute(layer, &work.rows, &work.groups, &mut work.returned).expect("all experts are here");
+        }
+        let blocks = HashMap::new();
+        let mut lonely = OneByOne { kernels, pool, blocks: &blocks, calls: 0 };
+        for (row, wanted) in wanted.chunks_mut(spec.hidden).enumerate() {
+            let mut add = |block: &Block, weight: f32| {
+                let output = lonely.row(block, &normed[row]);
+                wanted.iter_mut().zip(output).for_each(|(sum, x)| *sum = weight.mul_add(x, *sum));
+            };
+            let gate = match &weights.forward {
+                ForwardWeights::Dense(block) => {
+                    add(block, 1.0);
+                    continue;
+                }
+                ForwardWeights::Moe(gate) => gate,
+            };
+            if let Some(block) = &gate.shared {
+                let logit = gate.shared_gate.as_ref().map(|vector| math::dot16(kernels, &normed[row], vector));
+                add(block, logit.map_or(1.0, |logit| math::sigmoid_f32(kernels, logit)));
+            }
+            let moe = spec.moe(layer).expect("the layer is sparse");
+            let of_row = row * moe.top_k..(row + 1) * moe.top_k;
+            let chosen = &work.choices.experts[of_row.clone()];
+            let scores: Vec<f32> = chosen.iter().map(|e| score(kernels, moe, gate, &normed[row], *e as usize)).collect();
+            assert!(scores.is_sorted_by(|a, b| a >= b), "{what}, layer {layer}, row {row}: {scores:?} by rank");
+            for (expert, weight) in chosen.iter().zip(&work.choices.weights[of_row]) {
+                let id = ExpertId { layer: layer as u32, expert: *expert };
+                add(&experts.blocks()[&id], *weight);
+            }
+        }
+        trunk.forward(pool, work, layer);
+        if matches!(weights.forward, ForwardWeights::Moe(_)) {
+            trunk.combine(pool, work);
+        }
+        assert_bits(&work.hidden, &wanted, spec.hidden, 0, &format!("{what}, layer {layer}: the residual"));
+    }
+    cache.release(sequence);
+}
+
+/// By what an expert is chosen: its logit, which a softmax leaves in order, or the sigmoid of it and its correction.
+fn score(kernels: Kernels, moe: &Moe, gate: &GateWeights, row: &[f32], expert: usize) -> f32 {
+    let weights = gate.router.column(Placement::Plain, expert);
+    let logit = row.iter().zip(&weights).fold(0.0, |sum: f32, (x, w)| x.mul_add(*w, sum));
+    let logit = logit + gate.bias.as_ref().map_or(0.0, |bias| bias[expert]);
+    let score = match moe.gate.score {
+        Score::Sigmoid => math::sigmoid_f32(kernels, logit),
+        Score::Softmax | Score::SoftmaxOfChosen => logit,
+    };
+    score + gate.correction.as_ref().map_or(0.0, |correction| correction[expert])
 }
 
 fn random_rows(kernels: Kernels, random: &mut Random, rows: usize, columns: usize) -> RowBuffer {
