@@ -120,7 +120,11 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 /// Token ids: `5,17,3`.
 pub(crate) fn token_ids(text: &str) -> Result<Tokens, String> {
     text.split(',')
-        .map(|id| id.trim().parse::<u32>().map_err(|_| format!("`{}` is not a token id; write for example 5,17,3", id.trim())))
+        .map(|id| {
+            id.trim()
+                .parse::<u32>()
+                .map_err(|_| format!("`{}` is not a token id; write for example 5,17,3", id.trim()))
+        })
         .collect::<Result<_, _>>()
         .map(Tokens)
 }

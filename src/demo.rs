@@ -10,8 +10,16 @@ use crate::session::{Session, texts};
 
 /// One of each family that the demo model was trained on; anybody can check the answers.
 const QUESTIONS: [&str; 10] = [
-    "add 417+385=", "sub 931-74=", "max 12 85 81=", "sort 7315=", "rev abcde=", "count a banana=",
-    "upper hello=", "shift 1 chtpe=", "day Fri+3=", "seq 10+6=",
+    "add 417+385=",
+    "sub 931-74=",
+    "max 12 85 81=",
+    "sort 7315=",
+    "rev abcde=",
+    "count a banana=",
+    "upper hello=",
+    "shift 1 chtpe=",
+    "day Fri+3=",
+    "seq 10+6=",
 ];
 
 #[derive(Parser)]

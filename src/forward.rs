@@ -92,14 +92,24 @@ impl Forward {
         }
         inside.residuals.push(normed);
         self.write(&inside, &logits, vocab, hidden)?;
-        show(&format!("{} tokens, numeric class {}: {}\n", tokens.len(), session.kernels().class(), self.out.display()))
+        show(&format!(
+            "{} tokens, numeric class {}: {}\n",
+            tokens.len(),
+            session.kernels().class(),
+            self.out.display()
+        ))
     }
 
     fn check_out(&self) -> Result<(), Failure> {
-        let folder = self.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
+        let folder =
+            self.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
         match (folder.is_dir(), self.out.is_dir()) {
-            (false, _) => Err(format!("--out {}: there is no folder {}", self.out.display(), folder.display()).into()),
-            (_, true) => Err(format!("--out {}: is a folder, expected a file name", self.out.display()).into()),
+            (false, _) => {
+                Err(format!("--out {}: there is no folder {}", self.out.display(), folder.display()).into())
+            }
+            (_, true) => {
+                Err(format!("--out {}: is a folder, expected a file name", self.out.display()).into())
+            }
             _ => Ok(()),
         }
     }

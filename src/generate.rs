@@ -117,7 +117,8 @@ impl Generate {
         check_context(&opened.spec, request.prompt.len())?;
         let mut session = Session::load_opened(&opened, &self.model.compute, self.model.kv_memory)?;
         let prompt = request.prompt.clone();
-        let mut generation = Generation::new(request, texts.tokenizer.as_ref().map(|t| t.stream(!self.ignore_eos)), stop);
+        let mut generation =
+            Generation::new(request, texts.tokenizer.as_ref().map(|t| t.stream(!self.ignore_eos)), stop);
         let mut tokens = Vec::new();
         let mut text = String::new();
         let timing = generate(&mut session, &mut generation, |token, piece| {
@@ -177,7 +178,13 @@ impl Generate {
                 end_ids.extend(texts.tokenizer.as_ref().and_then(|t| t.eos_id()));
             }
         }
-        Ok(Request { prompt, sampling, tokens_max, end_ids, logprobs: self.json.then_some(self.top_logprobs) })
+        Ok(Request {
+            prompt,
+            sampling,
+            tokens_max,
+            end_ids,
+            logprobs: self.json.then_some(self.top_logprobs),
+        })
     }
 
     fn print_json(

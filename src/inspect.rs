@@ -89,16 +89,37 @@ impl Inspect {
         let mut lines = vec![
             format!("{}", opened.checkpoint.dir().display()),
             format!("  family            {}", spec.family.name()),
-            format!("  layers            {} ({} with routed experts)", spec.layers.len(), spec.moe_layers().count()),
+            format!(
+                "  layers            {} ({} with routed experts)",
+                spec.layers.len(),
+                spec.moe_layers().count()
+            ),
         ];
         if let Some((_, moe)) = spec.moe_layers().next() {
-            lines.push(format!("  experts per layer {}, a row takes {}, inner width {}", moe.experts, moe.top_k, moe.width));
+            lines.push(format!(
+                "  experts per layer {}, a row takes {}, inner width {}",
+                moe.experts, moe.top_k, moe.width
+            ));
         }
         lines.push(format!("  attention         {}", attention(spec)));
-        lines.push(format!("  hidden, vocab     {}, {}{}", spec.hidden, spec.vocab, if spec.tied { " (tied)" } else { "" }));
+        lines.push(format!(
+            "  hidden, vocab     {}, {}{}",
+            spec.hidden,
+            spec.vocab,
+            if spec.tied { " (tied)" } else { "" }
+        ));
         lines.push(format!("  context           {} tokens, rope {}", spec.context_max, spec.rope.kind));
-        lines.push(format!("  stored            {} in {} files{}", bytes(f.stored_bytes), opened.checkpoint.files().len(), quantization(spec)));
-        lines.push(format!("  one expert        {} in memory ({} stored)", bytes(f.expert_bytes), bytes(f.expert_stored_bytes)));
+        lines.push(format!(
+            "  stored            {} in {} files{}",
+            bytes(f.stored_bytes),
+            opened.checkpoint.files().len(),
+            quantization(spec)
+        ));
+        lines.push(format!(
+            "  one expert        {} in memory ({} stored)",
+            bytes(f.expert_bytes),
+            bytes(f.expert_stored_bytes)
+        ));
         lines.push(format!("  all {} experts {}", f.experts, bytes(f.experts as u64 * f.expert_bytes)));
         lines.push(format!("  trunk             {}", bytes(f.trunk_bytes)));
         lines.push(format!("  KV                {} per token", bytes(f.kv_bytes_per_token)));
@@ -124,7 +145,9 @@ impl Inspect {
             .layers
             .iter()
             .map(|layer| match &layer.feed_forward {
-                FeedForward::Dense { width } => json!({ "kind": "dense", "width": width, "window": layer.window }),
+                FeedForward::Dense { width } => {
+                    json!({ "kind": "dense", "width": width, "window": layer.window })
+                }
                 FeedForward::Moe(moe) => json!({
                     "kind": "moe", "width": moe.width, "experts": moe.experts, "top_k": moe.top_k,
                     "shared_width": moe.shared.as_ref().map(|s| s.width), "window": layer.window,

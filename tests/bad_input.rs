@@ -54,7 +54,10 @@ fn arguments_are_checked() {
     refuse(&["repetition_penalty"], &["generate", "--chat", "x", "--repetition-penalty", "nan"]);
     refuse(&["f64", "portable"], &["generate", "--chat", "x", "--numeric-class", "f64"]);
     refuse(&["--threads 0"], &["generate", "--chat", "x", "--threads", "0"]);
-    refuse(&["--kv-memory"], &["generate", "--model", mixtral, "--tokens", &long[..1000], "--kv-memory", "1K"]);
+    refuse(
+        &["--kv-memory"],
+        &["generate", "--model", mixtral, "--tokens", &long[..1000], "--kv-memory", "1K"],
+    );
     refuse(&["--max-tokens 0"], &["generate", "--chat", "x", "--max-tokens", "0"]);
     refuse(&["no folder nowhere"], &["forward", "--tokens", "1", "--out", "nowhere/file"]);
     refuse(&["is a folder"], &["forward", "--tokens", "1", "--out", mixtral]);
@@ -85,7 +88,11 @@ fn a_configuration_that_cannot_be_run_is_refused_by_name() {
     with("num_experts_per_tok", Some(json!(9)), &["num_experts_per_tok", "(8)"]);
     with("hidden_act", Some(json!("gelu")), &["`hidden_act: \"gelu\"` is not supported"]);
     with("architectures", Some(json!(["LlamaForCausalLM"])), &["LlamaForCausalLM", "Mixtral"]);
-    with("rope_scaling", Some(json!({"rope_type": "spiral", "factor": 2})), &["rope_type: \"spiral\"", "yarn"]);
+    with(
+        "rope_scaling",
+        Some(json!({"rope_type": "spiral", "factor": 2})),
+        &["rope_type: \"spiral\"", "yarn"],
+    );
     with("rope_scaling", Some(json!({"rope_type": "linear"})), &["rope_scaling.factor"]);
     with("quantization_config", Some(json!({"quant_method": "awq"})), &["quant_method: \"awq\""]);
     with("vocab_size", Some(json!(600)), &["[512, 64]", "[600, 64]"]);
@@ -155,7 +162,10 @@ fn missing_and_misnamed_shards_are_refused() {
         generate(&dir, &[&["index.json"], says].concat());
     };
     edit(&|index| index["weight_map"]["lm_head.weight"] = json!("../../../etc/passwd"), &["lm_head.weight"]);
-    edit(&|index| index["weight_map"]["lm_head.weight"] = json!("model-00002-of-00004.safetensors"), &["lm_head.weight"]);
+    edit(
+        &|index| index["weight_map"]["lm_head.weight"] = json!("model-00002-of-00004.safetensors"),
+        &["lm_head.weight"],
+    );
     edit(&|index| index["weight_map"] = json!(3), &["weight_map"]);
 }
 
@@ -176,7 +186,10 @@ fn texts_that_cannot_be_used_are_refused() {
     chat("generation_config.json", "{\"eos_token_id\": \"end\"}", &["eos_token_id"]);
     let dir = copy(&scratch, "mixtral");
     fs::write(dir.join("tokenizer_config.json"), "{}").expect("written");
-    refuse(&["no chat template", "--prompt"], &["generate", "--model", dir.to_str().expect("UTF-8"), "--chat", "x"]);
+    refuse(
+        &["no chat template", "--prompt"],
+        &["generate", "--model", dir.to_str().expect("UTF-8"), "--chat", "x"],
+    );
 }
 
 /// A NaN is no reason to refuse, but to be told: which tensor, and what it means.
@@ -191,7 +204,8 @@ fn nan_in_weights_is_a_warning() {
     fs::write(&file, bytes).expect("written");
     let output = phalanx(&["inspect", dir.to_str().expect("UTF-8"), "--digests"]);
     assert!(output.status.success());
-    let output = phalanx(&["generate", "--model", dir.to_str().expect("UTF-8"), "--tokens", "1", "--max-tokens", "1"]);
+    let output =
+        phalanx(&["generate", "--model", dir.to_str().expect("UTF-8"), "--tokens", "1", "--max-tokens", "1"]);
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(message.contains("warning: tensor `model.") && message.contains("NaN"), "{message}");
     assert!(!message.contains("panicked"), "{message}");

@@ -37,8 +37,19 @@ fn generate_continues_ids_as_the_reference_does() {
         let prompt = &expected["prompts"][1];
         let ids: Vec<String> = prompt["ids"].as_array().expect("ids").iter().map(Value::to_string).collect();
         let found = json(&[
-            "generate", "--model", dir.to_str().expect("UTF-8"), "--tokens", &ids.join(","), "--numeric-class", "f32",
-            "--max-tokens", "32", "--ignore-eos", "--json", "--top-logprobs", "2",
+            "generate",
+            "--model",
+            dir.to_str().expect("UTF-8"),
+            "--tokens",
+            &ids.join(","),
+            "--numeric-class",
+            "f32",
+            "--max-tokens",
+            "32",
+            "--ignore-eos",
+            "--json",
+            "--top-logprobs",
+            "2",
         ]);
         assert_eq!(found["tokens"], prompt["f32"]["greedy"], "{name}");
         assert_eq!(found["prompt_tokens"], prompt["ids"]);
@@ -69,7 +80,20 @@ fn stop_strings_and_the_end_token_end_an_answer() {
 
 #[test]
 fn a_seed_makes_an_answer_again() {
-    let draw = |seed: &str| stdout(&["generate", "--prompt", "x", "--temperature", "2.5", "--seed", seed, "--ignore-eos", "--max-tokens", "40"]);
+    let draw = |seed: &str| {
+        stdout(&[
+            "generate",
+            "--prompt",
+            "x",
+            "--temperature",
+            "2.5",
+            "--seed",
+            seed,
+            "--ignore-eos",
+            "--max-tokens",
+            "40",
+        ])
+    };
     assert_eq!(draw("7"), draw("7"));
     assert_ne!(draw("7"), draw("8"));
 }
@@ -83,11 +107,20 @@ fn forward_writes_what_the_fixtures_hold() {
     let out = scratch.path().join("out.safetensors");
     let dir = fixture("olmoe");
     stdout(&[
-        "forward", "--model", dir.to_str().expect("UTF-8"), "--tokens", &ids.join(","), "--numeric-class", "f32",
-        "--out", out.to_str().expect("UTF-8"),
+        "forward",
+        "--model",
+        dir.to_str().expect("UTF-8"),
+        "--tokens",
+        &ids.join(","),
+        "--numeric-class",
+        "f32",
+        "--out",
+        out.to_str().expect("UTF-8"),
     ]);
-    let (found, wanted) =
-        (std::fs::read(&out).expect("written"), std::fs::read(dir.join("expected.safetensors")).expect("there"));
+    let (found, wanted) = (
+        std::fs::read(&out).expect("written"),
+        std::fs::read(dir.join("expected.safetensors")).expect("there"),
+    );
     let found = safetensors::SafeTensors::deserialize(&found).expect("safetensors");
     let wanted = safetensors::SafeTensors::deserialize(&wanted).expect("safetensors");
     for (name, reference) in [("logits", "p7.f32.all_logits"), ("hidden", "p7.f32.hidden")] {
@@ -128,7 +161,19 @@ fn a_made_checkpoint_runs() {
     stdout(&["bench", "make-checkpoint", dir, "--shape", shape, "--shard", "100K"]);
     let found = json(&["generate", "--model", dir, "--tokens", "1,2,3", "--max-tokens", "5", "--json"]);
     assert_eq!(found["tokens"].as_array().expect("a list").len(), 5);
-    let found = json(&["bench", "model", "--model", dir, "--seconds", "0.05", "--prefill", "16", "--batch", "1,3", "--json"]);
+    let found = json(&[
+        "bench",
+        "model",
+        "--model",
+        dir,
+        "--seconds",
+        "0.05",
+        "--prefill",
+        "16",
+        "--batch",
+        "1,3",
+        "--json",
+    ]);
     let figures = found["figures"].as_array().expect("a list");
     assert_eq!(figures.len(), 4);
     assert!(figures.iter().all(|f| f["tokens_per_s"].as_f64().is_some_and(|x| x > 0.0)));

@@ -65,12 +65,9 @@ pub struct Config {
 impl Config {
     /// Parses the text of `file` (the name is for messages only).
     pub fn parse(file: &Path, text: &[u8]) -> Result<Self, ConfigError> {
-        let malformed =
-            |problem: String| ConfigError::Malformed { file: file.to_path_buf(), problem };
+        let malformed = |problem: String| ConfigError::Malformed { file: file.to_path_buf(), problem };
         match serde_json::from_slice(text).map_err(|e| malformed(e.to_string()))? {
-            Value::Object(map) => {
-                Ok(Self { file: file.to_path_buf(), within: String::new(), map })
-            }
+            Value::Object(map) => Ok(Self { file: file.to_path_buf(), within: String::new(), map }),
             other => Err(malformed(format!("found {}", brief(&other)))),
         }
     }

@@ -179,11 +179,7 @@ mod tests {
     /// Every (row, rank) finds its own row and expert behind its slot.
     #[test]
     fn slots_lead_back_to_their_rows() {
-        let choices = Choices {
-            top_k: 2,
-            experts: vec![5, 1, 1, 0, 5, 3],
-            weights: vec![0.0; 6],
-        };
+        let choices = Choices { top_k: 2, experts: vec![5, 1, 1, 0, 5, 3], weights: vec![0.0; 6] };
         let mut groups = Groups::default();
         groups.fill(&choices, 8);
         assert_eq!(groups.experts, [0, 1, 3, 5]);

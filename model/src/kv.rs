@@ -144,12 +144,8 @@ impl KvCache {
             .iter()
             .map(|layer| {
                 let kind = match &layer.attention {
-                    Attention::Grouped(g) => {
-                        KvKind::Grouped { kv_heads: g.kv_heads, head_dim: g.head_dim }
-                    }
-                    Attention::Latent(l) => {
-                        KvKind::Latent { rank: l.latent_rank, rotary: l.rotary_dim }
-                    }
+                    Attention::Grouped(g) => KvKind::Grouped { kv_heads: g.kv_heads, head_dim: g.head_dim },
+                    Attention::Latent(l) => KvKind::Latent { rank: l.latent_rank, rotary: l.rotary_dim },
                 };
                 let at = LayerKv { kind, offset };
                 offset += kind.bytes(row);

@@ -3,7 +3,6 @@
 //! Modules stand in the order in which a token meets them. This crate knows nothing of networks; it
 //! computes, and it is the oracle that everything above is compared with.
 
-
 pub mod text;
 
 pub mod config;

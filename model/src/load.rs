@@ -132,12 +132,14 @@ enum Part {
     Expert(ExpertId),
 }
 
+type NormAndHead = (Vec<f32>, Matrix);
+
 /// What the threads put together.
 #[derive(Default)]
 struct Gathered {
     embedding: Option<(Embedding, Option<Digest>)>,
     layers: Vec<Option<(TrunkLayer, Option<Digest>)>>,
-    head: Option<((Vec<f32>, Matrix), Option<Digest>)>,
+    head: Option<(NormAndHead, Option<Digest>)>,
     experts: HashMap<ExpertId, Arc<Block>>,
     digests: HashMap<ExpertId, Digest>,
     nan: Vec<String>,
@@ -159,10 +161,8 @@ pub fn load(opened: &Opened, request: &Request<'_>, progress: &Progress) -> Resu
 
     let exact = exact(request.kernels);
     let regions = expert_regions(opened, request, exact)?;
-    let gathered = Mutex::new(Gathered {
-        layers: (0..layers).map(|_| None).collect(),
-        ..Gathered::default()
-    });
+    let gathered =
+        Mutex::new(Gathered { layers: (0..layers).map(|_| None).collect(), ..Gathered::default() });
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
     let work = || {
@@ -299,7 +299,10 @@ fn finish(opened: &Opened, request: &Request<'_>, gathered: Gathered) -> Result<
             warnings.push(format!("tensor `{first}`{others} {what}"));
         }
     };
-    warn(gathered.nan, "holds NaN: answers will be NaN where it is used; the file is damaged or the model diverged");
+    warn(
+        gathered.nan,
+        "holds NaN: answers will be NaN where it is used; the file is damaged or the model diverged",
+    );
     warn(
         gathered.rounded,
         "is stored with more precision than BF16 and was rounded; numeric class f32 keeps it exactly",

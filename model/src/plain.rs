@@ -32,7 +32,9 @@ pub enum StepError {
         vocab: usize,
     },
     /// The sequence would be longer than the model can take. Nothing has changed.
-    #[error("{needed} positions are needed but the context is {context} ({why}); shorten the prompt or generate fewer tokens")]
+    #[error(
+        "{needed} positions are needed but the context is {context} ({why}); shorten the prompt or generate fewer tokens"
+    )]
     ContextFull {
         /// Positions needed.
         needed: usize,

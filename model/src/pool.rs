@@ -71,11 +71,7 @@ impl Pool {
             "a pool of {threads} threads, expected 1 to {THREADS_MAX}"
         );
         if let Some(cores) = cores {
-            assert!(
-                cores.len() >= threads,
-                "{} cores given for {threads} threads",
-                cores.len()
-            );
+            assert!(cores.len() >= threads, "{} cores given for {threads} threads", cores.len());
         }
         let shared = Arc::new(Shared {
             run: AtomicUsize::new(0),
@@ -86,11 +82,7 @@ impl Pool {
             caller_parked: AtomicBool::new(false),
             caller: Mutex::new(None),
             panic: Mutex::new(None),
-            spin: if cores.is_some() {
-                SPIN_OWNED
-            } else {
-                SPIN_SHARED
-            },
+            spin: if cores.is_some() { SPIN_OWNED } else { SPIN_SHARED },
         });
         let workers = (1..threads)
             .map(|thread| {
@@ -107,12 +99,7 @@ impl Pool {
                     .expect("the system can start a thread")
             })
             .collect();
-        Pool {
-            shared,
-            workers,
-            cores: cores.map(<[usize]>::to_vec),
-            turn: Mutex::new(()),
-        }
+        Pool { shared, workers, cores: cores.map(<[usize]>::to_vec), turn: Mutex::new(()) }
     }
 
     /// How many threads take part in a run, the caller's included.
@@ -152,11 +139,7 @@ impl Pool {
         let own = catch_unwind(AssertUnwindSafe(|| work(0)));
         RUNNING.set(false);
         shared.wait_for_workers();
-        let theirs = shared
-            .panic
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let theirs = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(turn);
         if let Err(panic) = own {
             resume_unwind(panic);
@@ -193,10 +176,7 @@ impl Shared {
             // before `busy` is 0.
             let work = unsafe { *self.work.get() }.expect("work is set before a run begins");
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(thread))) {
-                self.panic
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .get_or_insert(panic);
+                self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
             }
             let last = self.busy.fetch_sub(1, Ordering::SeqCst) == 1;
             if last
@@ -226,8 +206,7 @@ impl Shared {
     fn wait_for_workers(&self) {
         let finished = || self.busy.load(Ordering::SeqCst) == 0;
         if !spin(self.spin, finished) {
-            *self.caller.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(std::thread::current());
+            *self.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
             loop {
                 self.caller_parked.store(true, Ordering::SeqCst);
                 if finished() {
@@ -291,12 +270,7 @@ mod tests {
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
-            assert!(
-                counts
-                    .iter()
-                    .all(|count| count.load(Ordering::Relaxed) == 2000),
-                "{threads} threads"
-            );
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 2000), "{threads} threads");
         }
     }
 

@@ -85,7 +85,7 @@ impl Rope {
             None => config.number_or("partial_rotary_factor", 1.0)?,
         };
         let dim = (defaults.head_dim as f64 * partial) as usize;
-        if !(partial > 0.0 && partial <= 1.0) || dim == 0 || dim % 2 != 0 {
+        if !(partial > 0.0 && partial <= 1.0) || dim == 0 || !dim.is_multiple_of(2) {
             return Err(config.refuse(
                 format!("a rotated width of {dim} (head width {} x {partial})", defaults.head_dim),
                 "it must be even, above 0 and at most the head's width",
@@ -123,10 +123,8 @@ impl Rope {
             "longrope" => rope.scale_long(config, parameters, &plain)?,
             _ => {
                 let key = if parameters.has("rope_type") { "rope_type" } else { "type" };
-                return Err(parameters.unsupported(
-                    key,
-                    "supported are default, linear, dynamic, yarn, longrope and llama3",
-                ));
+                return Err(parameters
+                    .unsupported(key, "supported are default, linear, dynamic, yarn, longrope and llama3"));
             }
         }
         Ok(rope)
@@ -149,12 +147,7 @@ impl Rope {
         Ok(())
     }
 
-    fn scale_yarn(
-        &mut self,
-        config: &Config,
-        parameters: &Config,
-        plain: &Plain,
-    ) -> Result<(), ConfigError> {
+    fn scale_yarn(&mut self, config: &Config, parameters: &Config, plain: &Plain) -> Result<(), ConfigError> {
         let original = original_context(config, parameters)? as f64;
         let factor = match parameters.number_or_none("factor")? {
             Some(factor) => factor,
@@ -197,12 +190,7 @@ impl Rope {
         Ok(())
     }
 
-    fn scale_long(
-        &mut self,
-        config: &Config,
-        parameters: &Config,
-        plain: &Plain,
-    ) -> Result<(), ConfigError> {
+    fn scale_long(&mut self, config: &Config, parameters: &Config, plain: &Plain) -> Result<(), ConfigError> {
         let original = original_context(config, parameters)?;
         let context = config.size("max_position_embeddings")?;
         let factor = parameters.number_or("factor", context as f64 / original as f64)?;

@@ -57,12 +57,8 @@ impl RowBuffer {
     pub fn columns_from(&self, column: usize) -> RowsRef<'_> {
         let stride = self.columns;
         match self.row {
-            RowType::Bf16 => {
-                RowsRef::Bf16 { data: self.halves.get(column..).unwrap_or_default(), stride }
-            }
-            RowType::F32 => {
-                RowsRef::F32 { data: self.floats.get(column..).unwrap_or_default(), stride }
-            }
+            RowType::Bf16 => RowsRef::Bf16 { data: self.halves.get(column..).unwrap_or_default(), stride },
+            RowType::F32 => RowsRef::F32 { data: self.floats.get(column..).unwrap_or_default(), stride },
         }
     }
 
@@ -92,9 +88,7 @@ impl RowBuffer {
     pub fn row_f32(&self, row: usize) -> Vec<f32> {
         let range = row * self.columns..(row + 1) * self.columns;
         match self.row {
-            RowType::Bf16 => {
-                self.halves[range].iter().map(|x| crate::kernel::widen_bf16(*x)).collect()
-            }
+            RowType::Bf16 => self.halves[range].iter().map(|x| crate::kernel::widen_bf16(*x)).collect(),
             RowType::F32 => self.floats[range].to_vec(),
         }
     }
@@ -157,7 +151,8 @@ pub fn columns<T>(mut rest: RowsMut<'_, T>, width: usize) -> Vec<RowsMut<'_, T>>
 fn split<T>(mut rest: RowsMut<'_, T>, counts: impl Iterator<Item = usize>) -> Vec<RowsMut<'_, T>> {
     counts
         .map(|count| {
-            let (first, others) = std::mem::replace(&mut rest, RowsMut::new(&mut [], 0, 0, 0)).split_rows(count);
+            let (first, others) =
+                std::mem::replace(&mut rest, RowsMut::new(&mut [], 0, 0, 0)).split_rows(count);
             rest = others;
             first
         })

@@ -105,61 +105,22 @@ impl Sampling {
     pub fn new(fields: SamplingFields) -> Result<Sampling, SamplingError> {
         let check = |field, found: f64, valid: bool, allowed| match valid {
             true => Ok(()),
-            false => Err(SamplingError::Field {
-                field,
-                found,
-                allowed,
-            }),
+            false => Err(SamplingError::Field { field, found, allowed }),
         };
-        let SamplingFields {
-            temperature,
-            top_p,
-            min_p,
-            ..
-        } = fields;
+        let SamplingFields { temperature, top_p, min_p, .. } = fields;
         let penalty = fields.repetition_penalty;
         let (presence, frequency) = (fields.presence_penalty, fields.frequency_penalty);
         // A comparison with NaN is false, so NaN is refused everywhere.
         let within = |value: f64, low: f64, high: f64| (low..=high).contains(&value);
-        check(
-            "temperature",
-            temperature,
-            within(temperature, 0.0, 100.0),
-            "between 0 and 100",
-        )?;
-        check(
-            "top_p",
-            top_p,
-            top_p > 0.0 && top_p <= 1.0,
-            "above 0 and at most 1",
-        )?;
+        check("temperature", temperature, within(temperature, 0.0, 100.0), "between 0 and 100")?;
+        check("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0 and at most 1")?;
         check("min_p", min_p, within(min_p, 0.0, 1.0), "between 0 and 1")?;
         let valid = penalty > 0.0 && penalty <= 100.0;
-        check(
-            "repetition_penalty",
-            penalty,
-            valid,
-            "above 0 and at most 100",
-        )?;
-        check(
-            "presence_penalty",
-            presence,
-            within(presence, -2.0, 2.0),
-            "between -2 and 2",
-        )?;
-        check(
-            "frequency_penalty",
-            frequency,
-            within(frequency, -2.0, 2.0),
-            "between -2 and 2",
-        )?;
+        check("repetition_penalty", penalty, valid, "above 0 and at most 100")?;
+        check("presence_penalty", presence, within(presence, -2.0, 2.0), "between -2 and 2")?;
+        check("frequency_penalty", frequency, within(frequency, -2.0, 2.0), "between -2 and 2")?;
         for (_, bias) in &fields.logit_bias {
-            check(
-                "logit_bias",
-                *bias,
-                within(*bias, -100.0, 100.0),
-                "between -100 and 100",
-            )?;
+            check("logit_bias", *bias, within(*bias, -100.0, 100.0), "between -100 and 100")?;
         }
         Ok(Sampling(fields))
     }
@@ -197,10 +158,7 @@ pub fn choose(
 ) -> Result<Choice, SamplingError> {
     let scores = scores(logits, prompt, generated, &sampling.0)?;
     if sampling.0.temperature == 0.0 {
-        return Ok(Choice {
-            token: likeliest(&scores)?.0,
-            logprob: 0.0,
-        });
+        return Ok(Choice { token: likeliest(&scores)?.0, logprob: 0.0 });
     }
     let target = random(sampling.0.seed, position);
     let mut walk = Walk::new(scores, &sampling.0)?;
@@ -242,10 +200,7 @@ pub fn distribution(
     }
     let kept = Walk::new(scores, &sampling.0)?.kept();
     let total: f64 = kept.iter().map(|candidate| candidate.weight).sum();
-    Ok(kept
-        .iter()
-        .map(|candidate| (candidate.token, candidate.weight / total))
-        .collect())
+    Ok(kept.iter().map(|candidate| (candidate.token, candidate.weight / total)).collect())
 }
 
 /// What the model thought, before penalties, temperature and cuts.
@@ -260,10 +215,7 @@ pub struct Logprobs {
 
 /// The log-softmax of `logits` at `token`, and the `count` largest.
 pub fn logprobs(logits: &[f32], token: u32, count: usize) -> Result<Logprobs, SamplingError> {
-    let fields = SamplingFields {
-        temperature: 1.0,
-        ..SamplingFields::default()
-    };
+    let fields = SamplingFields { temperature: 1.0, ..SamplingFields::default() };
     let scores = scores(logits, &[], &[], &fields)?;
     let mut walk = Walk::new(scores, &fields)?;
     let normalizer = libm::log(walk.weight_total);
@@ -288,10 +240,7 @@ fn scores(
 ) -> Result<Vec<f64>, SamplingError> {
     let is_sound = |logit: f32| logit < f32::INFINITY;
     if let Some(index) = logits.iter().position(|logit| !is_sound(*logit)) {
-        return Err(SamplingError::NotANumber {
-            token: index as u32,
-            found: logits[index],
-        });
+        return Err(SamplingError::NotANumber { token: index as u32, found: logits[index] });
     }
     // Adding 0 makes -0 a 0, so that the two are a tie.
     let mut scores: Vec<f64> = logits.iter().map(|logit| f64::from(*logit) + 0.0).collect();
@@ -308,11 +257,7 @@ fn scores(
                 is_seen[index] = true;
                 let is_negative = scores[index] < 0.0;
                 let factor = fields.repetition_penalty;
-                scores[index] = if is_negative {
-                    scores[index] * factor
-                } else {
-                    scores[index] / factor
-                };
+                scores[index] = if is_negative { scores[index] * factor } else { scores[index] / factor };
             }
         }
     }
@@ -323,11 +268,7 @@ fn scores(
                 *count += 1;
             }
         }
-        for (score, count) in scores
-            .iter_mut()
-            .zip(counts)
-            .filter(|(_, count)| *count > 0)
-        {
+        for (score, count) in scores.iter_mut().zip(counts).filter(|(_, count)| *count > 0) {
             *score -= fields.presence_penalty + fields.frequency_penalty * f64::from(count);
         }
     }
@@ -336,14 +277,10 @@ fn scores(
 
 /// The highest score and its token; of equal ones the lowest id.
 fn likeliest(scores: &[f64]) -> Result<(u32, f64), SamplingError> {
-    let largest = scores
-        .iter()
-        .fold(f64::NEG_INFINITY, |largest, score| largest.max(*score));
+    let largest = scores.iter().fold(f64::NEG_INFINITY, |largest, score| largest.max(*score));
     match scores.iter().position(|score| *score == largest) {
         Some(index) if largest > f64::NEG_INFINITY => Ok((index as u32, largest)),
-        _ => Err(SamplingError::NothingLeft {
-            count: scores.len(),
-        }),
+        _ => Err(SamplingError::NothingLeft { count: scores.len() }),
     }
 }
 
@@ -359,10 +296,7 @@ impl Candidate {
     fn choice(&self, weight_total: f64) -> Choice {
         // Rounding may make the one possibility a hair likelier than certain.
         let share = (self.weight / weight_total).min(1.0);
-        Choice {
-            token: self.token,
-            logprob: libm::log(share),
-        }
+        Choice { token: self.token, logprob: libm::log(share) }
     }
 }
 
@@ -412,11 +346,7 @@ impl Walk {
 
     /// The likeliest, without a step.
     fn first(&self) -> Candidate {
-        let token = self
-            .scores
-            .iter()
-            .position(|score| *score == 0.0)
-            .unwrap_or(0) as u32;
+        let token = self.scores.iter().position(|score| *score == 0.0).unwrap_or(0) as u32;
         Candidate { token, weight: 1.0 }
     }
 
@@ -426,10 +356,7 @@ impl Walk {
         }
         let (score, token) = *self.sorted.get(self.walked)?;
         self.walked += 1;
-        Some(Candidate {
-            token,
-            weight: weight(score),
-        })
+        Some(Candidate { token, weight: weight(score) })
     }
 
     /// Fetches the next shelves and sorts them; each time some times more than before, so that the scores
@@ -446,11 +373,8 @@ impl Walk {
         self.walked = 0;
         self.sorted.clear();
         if count > 0 {
-            let on_shelves = (0u32..)
-                .zip(&self.scores)
-                .filter(|(_, score)| range.contains(&shelf(**score)));
-            self.sorted
-                .extend(on_shelves.map(|(token, score)| (*score, token)));
+            let on_shelves = (0u32..).zip(&self.scores).filter(|(_, score)| range.contains(&shelf(**score)));
+            self.sorted.extend(on_shelves.map(|(token, score)| (*score, token)));
             self.sorted.sort_unstable_by(by_rank);
         }
     }
@@ -487,11 +411,8 @@ fn cut_below_rank(scores: &mut [f64], rank: usize) {
     if last_shelf == SHELVES {
         return;
     }
-    let mut upper: Vec<(f64, u32)> = scores
-        .iter()
-        .filter(|score| shelf(**score) <= last_shelf)
-        .map(|score| (*score, 0))
-        .collect();
+    let mut upper: Vec<(f64, u32)> =
+        scores.iter().filter(|score| shelf(**score) <= last_shelf).map(|score| (*score, 0)).collect();
     let (_, (least, _), _) = upper.select_nth_unstable_by(rank - 1, by_rank);
     let least = *least;
     for score in scores.iter_mut().filter(|score| **score < least) {
@@ -507,11 +428,7 @@ fn by_rank(a: &(f64, u32), b: &(f64, u32)) -> Ordering {
 /// The shelf of a relative score; one that weighs nothing is on none.
 fn shelf(score: f64) -> usize {
     // A conversion to an integer stops at the largest, so minus infinity is on no shelf either.
-    if score < LEAST_SCORE {
-        SHELVES
-    } else {
-        ((-score * 8.0) as usize).min(SHELVES - 1)
-    }
+    if score < LEAST_SCORE { SHELVES } else { ((-score * 8.0) as usize).min(SHELVES - 1) }
 }
 
 fn counts(scores: &[f64]) -> [u32; SHELVES] {
@@ -524,20 +441,13 @@ fn counts(scores: &[f64]) -> [u32; SHELVES] {
 
 /// In proportion to the probability.
 fn weight(score: f64) -> f64 {
-    if score < LEAST_SCORE {
-        0.0
-    } else {
-        libm::exp(score)
-    }
+    if score < LEAST_SCORE { 0.0 } else { libm::exp(score) }
 }
 
 /// A number in [0, 1) that is fixed by seed and position.
 fn random(seed: u64, position: u64) -> f64 {
     let mut hasher = blake3::Hasher::new();
-    hasher
-        .update(RANDOM_CONTEXT)
-        .update(&seed.to_le_bytes())
-        .update(&position.to_le_bytes());
+    hasher.update(RANDOM_CONTEXT).update(&seed.to_le_bytes()).update(&position.to_le_bytes());
     let mut first = [0; 8];
     hasher.finalize_xof().fill(&mut first);
     // The 53 bits that a f64 holds.
@@ -549,10 +459,7 @@ mod tests {
     use super::*;
 
     fn sampling(change: impl FnOnce(&mut SamplingFields)) -> Sampling {
-        let mut fields = SamplingFields {
-            temperature: 1.0,
-            ..SamplingFields::default()
-        };
+        let mut fields = SamplingFields { temperature: 1.0, ..SamplingFields::default() };
         change(&mut fields);
         Sampling::new(fields).unwrap()
     }
@@ -561,13 +468,7 @@ mod tests {
     #[test]
     fn greedy_takes_the_lowest_id_of_equals() {
         let choice = choose(&[1.0, 3.0, 3.0, -0.0], &[], &[], &Sampling::greedy(), 9).unwrap();
-        assert_eq!(
-            choice,
-            Choice {
-                token: 1,
-                logprob: 0.0
-            }
-        );
+        assert_eq!(choice, Choice { token: 1, logprob: 0.0 });
         let zeros = choose(&[-0.0, 0.0], &[], &[], &Sampling::greedy(), 0).unwrap();
         assert_eq!(zeros.token, 0);
     }
@@ -577,20 +478,10 @@ mod tests {
     fn broken_logits_are_an_error() {
         for sampling in [Sampling::greedy(), sampling(|_| ())] {
             let run = |logits: &[f32]| choose(logits, &[], &[], &sampling, 0).unwrap_err();
-            assert!(
-                run(&[0.0, f32::NAN])
-                    .to_string()
-                    .starts_with("the logit of token 1 is NaN")
-            );
-            assert!(matches!(
-                run(&[f32::INFINITY]),
-                SamplingError::NotANumber { token: 0, .. }
-            ));
+            assert!(run(&[0.0, f32::NAN]).to_string().starts_with("the logit of token 1 is NaN"));
+            assert!(matches!(run(&[f32::INFINITY]), SamplingError::NotANumber { token: 0, .. }));
             assert_eq!(run(&[]), SamplingError::NothingLeft { count: 0 });
-            assert_eq!(
-                run(&[f32::NEG_INFINITY; 3]),
-                SamplingError::NothingLeft { count: 3 }
-            );
+            assert_eq!(run(&[f32::NEG_INFINITY; 3]), SamplingError::NothingLeft { count: 3 });
         }
         assert!(logprobs(&[f32::NAN], 0, 1).is_err());
     }
@@ -600,9 +491,7 @@ mod tests {
     fn fields_out_of_range_are_named() {
         type Change = fn(&mut SamplingFields);
         let changes: [(&str, Change); 9] = [
-            ("temperature is -1, which is not between 0 and 100", |f| {
-                f.temperature = -1.0
-            }),
+            ("temperature is -1, which is not between 0 and 100", |f| f.temperature = -1.0),
             ("temperature is NaN", |f| f.temperature = f64::NAN),
             ("top_p is 0, which is not above 0", |f| f.top_p = 0.0),
             ("top_p is 1.5", |f| f.top_p = 1.5),
@@ -624,21 +513,12 @@ mod tests {
     #[test]
     fn walking_in_rounds_is_sorting_all() {
         // A flat distribution with many ties, so that the walk gets far.
-        let logits: Vec<f32> = (0..5000u32)
-            .map(|i| ((i * 7919) % 97) as f32 / 97.0)
-            .collect();
+        let logits: Vec<f32> = (0..5000u32).map(|i| ((i * 7919) % 97) as f32 / 97.0).collect();
         let plain = sampling(|_| ());
         let all = distribution(&logits, &[], &[], &plain).unwrap();
         let mut ranked: Vec<u32> = (0..5000).collect();
-        ranked.sort_by(|a, b| {
-            logits[*b as usize]
-                .total_cmp(&logits[*a as usize])
-                .then(a.cmp(b))
-        });
-        assert_eq!(
-            all.iter().map(|(token, _)| *token).collect::<Vec<_>>(),
-            ranked
-        );
+        ranked.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+        assert_eq!(all.iter().map(|(token, _)| *token).collect::<Vec<_>>(), ranked);
         for position in 0..200 {
             let target = random(0, position);
             let mut sum = 0.0;

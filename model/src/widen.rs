@@ -4,7 +4,7 @@
 
 /// Exact: IEEE half precision, subnormals included.
 #[inline]
-pub fn f32_from_f16(x: u16) -> f32 {
+pub(crate) fn f32_from_f16(x: u16) -> f32 {
     let sign = u32::from(x & 0x8000) << 16;
     let exponent = u32::from(x >> 10 & 0x1f);
     let mantissa = u32::from(x & 0x3ff);
@@ -17,7 +17,7 @@ pub fn f32_from_f16(x: u16) -> f32 {
 }
 
 /// Exact: E4M3 without infinities ("fn"), as the hardware and the releases have it.
-pub fn f32_from_e4m3(x: u8) -> f32 {
+pub(crate) fn f32_from_e4m3(x: u8) -> f32 {
     let sign = if x & 0x80 == 0 { 1.0 } else { -1.0 };
     let exponent = i32::from(x >> 3 & 0xf);
     let mantissa = f32::from(x & 7);
@@ -29,12 +29,11 @@ pub fn f32_from_e4m3(x: u8) -> f32 {
 }
 
 /// The sixteen values of E2M1, by nibble.
-pub const E2M1: [f32; 16] = [
-    0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0,
-];
+pub(crate) const E2M1: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// `2^e`, subnormal and infinite where f32 has it so.
-pub fn power_of_two(e: i32) -> f32 {
+pub(crate) fn power_of_two(e: i32) -> f32 {
     match e {
         128.. => f32::INFINITY,
         -126..=127 => f32::from_bits(((e + 127) as u32) << 23),

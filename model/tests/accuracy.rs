@@ -81,7 +81,9 @@ fn check(class: NumericClass) {
     let sum = |rows: fn(&Found) -> usize| all.iter().map(rows).sum::<usize>();
     let (rows, ours, theirs) = (sum(|f| f.rows), sum(|f| f.rows_ours), sum(|f| f.rows_theirs));
     let rows_ratio = ours as f64 / theirs as f64;
-    println!("median ratio {median:.3}; {ours} of {rows} rows differ, the reference's {theirs}: {rows_ratio:.3}");
+    println!(
+        "median ratio {median:.3}; {ours} of {rows} rows differ, the reference's {theirs}: {rows_ratio:.3}"
+    );
     assert!(median <= RATIO_MEDIAN_MAX, "median ratio {median:.3}, at most {RATIO_MEDIAN_MAX}");
     assert!(rows_ratio <= ROWS_DIFFERING_RATIO_MAX, "{ours} rows differ, the reference's {theirs}");
 }

@@ -28,7 +28,8 @@ struct Question {
 }
 
 fn questions() -> Vec<Question> {
-    let text = std::fs::read_to_string(root().join("demo-model/eval.jsonl")).expect("the demo model has its evaluation");
+    let text = std::fs::read_to_string(root().join("demo-model/eval.jsonl"))
+        .expect("the demo model has its evaluation");
     let ids = |value: &Value| -> Vec<u32> {
         value.as_array().expect("ids").iter().map(|id| id.as_u64().expect("id") as u32).collect()
     };
@@ -51,7 +52,8 @@ fn questions() -> Vec<Question> {
 }
 
 fn stop_ids() -> Vec<u32> {
-    let text = std::fs::read(root().join("demo-model/generation_config.json")).expect("the demo model has one");
+    let text =
+        std::fs::read(root().join("demo-model/generation_config.json")).expect("the demo model has one");
     let config: Value = serde_json::from_slice(&text).expect("JSON");
     vec![END, config["eos_token_id"].as_u64().expect("one id") as u32]
 }
@@ -141,6 +143,9 @@ fn check_accuracy(class: NumericClass) {
         let accuracy = |right: usize| right as f64 / counts[0] as f64;
         let (stated, ours) = (accuracy(counts[1]), accuracy(counts[2]));
         println!("{family:6} {ours:.2}, stated {stated:.2}");
-        assert!((ours - stated).abs() <= ACCURACY_DIFFERENCE_MAX + 1e-9, "{family}: {ours:.2}, stated {stated:.2}");
+        assert!(
+            (ours - stated).abs() <= ACCURACY_DIFFERENCE_MAX + 1e-9,
+            "{family}: {ours:.2}, stated {stated:.2}"
+        );
     }
 }

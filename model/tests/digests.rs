@@ -104,7 +104,11 @@ impl Stored {
     /// Bytes of everything but routed experts.
     fn trunk_bytes(&self) -> u64 {
         let of_trunk = |name: &str| !name.contains(".experts.");
-        self.tensors().iter().filter(|(name, _)| of_trunk(name)).map(|(_, tensor)| tensor.data().len() as u64).sum()
+        self.tensors()
+            .iter()
+            .filter(|(name, _)| of_trunk(name))
+            .map(|(_, tensor)| tensor.data().len() as u64)
+            .sum()
     }
 
     /// Everything before the tensors.
@@ -196,7 +200,8 @@ fn digests_do_not_depend_on_how_they_were_computed() {
         let mut backwards = all.clone();
         backwards.reverse();
         assert_eq!(load(&opened, true, &backwards).manifest, wanted, "{name}");
-        let digests: std::collections::BTreeSet<String> = wanted.experts.values().map(Digest::to_string).collect();
+        let digests: std::collections::BTreeSet<String> =
+            wanted.experts.values().map(Digest::to_string).collect();
         assert_eq!(digests.len(), all.len(), "{name}: experts differ");
     }
 }
@@ -208,7 +213,8 @@ fn known_digests_are_taken_over() {
     let all = opened.experts();
     let wanted = whole(&opened).manifest;
     let odd = Digest::of(b"not the expert's");
-    let known = Manifest { config: None, trunk: Some(odd), experts: BTreeMap::from([(all[3], odd), (all[4], odd)]) };
+    let known =
+        Manifest { config: None, trunk: Some(odd), experts: BTreeMap::from([(all[3], odd), (all[4], odd)]) };
     let experts = &all[2..4];
     let found = load_with(&opened, true, experts, kernels(), 1, true, &known).manifest;
     let mut expected = Manifest { trunk: Some(odd), ..wanted.clone() };
@@ -230,7 +236,9 @@ fn an_experts_digest_is_of_its_bytes_in_the_documented_order() {
             "deepseekv3-fp8",
             separate
                 .iter()
-                .flat_map(|m| ["weight_scale_inv", "weight"].map(|t| format!("mlp.experts.{{}}.{m}_proj.{t}")))
+                .flat_map(|m| {
+                    ["weight_scale_inv", "weight"].map(|t| format!("mlp.experts.{{}}.{m}_proj.{t}"))
+                })
                 .collect(),
         ),
         ("mixtral-v5-fused", ["gate_up_proj", "down_proj"].map(|t| format!("mlp.experts.{t}[]")).into()),
@@ -263,8 +271,10 @@ fn an_experts_digest_is_of_its_bytes_in_the_documented_order() {
         for (id, digest) in &manifest.experts {
             let mut hasher = blake3::Hasher::new();
             for part in &order {
-                let tensor = format!("model.layers.{}.{part}", id.layer).replace("{}", &id.expert.to_string());
-                let (tensor, fused) = tensor.strip_suffix("[]").map_or((tensor.as_str(), false), |t| (t, true));
+                let tensor =
+                    format!("model.layers.{}.{part}", id.layer).replace("{}", &id.expert.to_string());
+                let (tensor, fused) =
+                    tensor.strip_suffix("[]").map_or((tensor.as_str(), false), |t| (t, true));
                 let view = tensors.get(tensor).unwrap_or_else(|| panic!("{name} has {tensor}"));
                 let count = if fused { view.shape()[0] } else { 1 };
                 let index = if fused { id.expert as usize } else { 0 };
@@ -371,7 +381,10 @@ fn only_the_bytes_of_a_part_are_read() {
         bytes_read().expect("it could be read") - before
     };
     let check = |what: &str, found: u64, wanted: u64| {
-        assert!((wanted..=wanted + SLACK).contains(&found), "{what}: {found} bytes were read, expected {wanted}");
+        assert!(
+            (wanted..=wanted + SLACK).contains(&found),
+            "{what}: {found} bytes were read, expected {wanted}"
+        );
     };
     for name in FIXTURES {
         let dir = fixture(name);
@@ -385,7 +398,8 @@ fn only_the_bytes_of_a_part_are_read() {
 
         let mut experts = 0;
         for id in opened.experts() {
-            let plan = ExpertPlan::new(&opened.checkpoint, &opened.spec, id).unwrap_or_else(|e| panic!("{e}"));
+            let plan =
+                ExpertPlan::new(&opened.checkpoint, &opened.spec, id).unwrap_or_else(|e| panic!("{e}"));
             let wanted = plan.stored_bytes();
             experts += wanted;
             let found = measure(&mut || drop(load(&opened, false, &[id])));
@@ -395,7 +409,10 @@ fn only_the_bytes_of_a_part_are_read() {
         check(&format!("{name}, trunk"), found, stored.trunk_bytes());
         let found = measure(&mut || drop(load(&opened, true, &opened.experts())));
         let biases = 640 * opened.experts().len() as u64;
-        assert!(found <= experts + stored.trunk_bytes() + biases, "{name}: all of it is read once, not {found} bytes");
+        assert!(
+            found <= experts + stored.trunk_bytes() + biases,
+            "{name}: all of it is read once, not {found} bytes"
+        );
         let all: u64 = stored.files.iter().map(|file| file.len() as u64).sum();
         assert!(experts + stored.trunk_bytes() < all, "{name}: {experts} bytes of experts");
     }
@@ -485,7 +502,8 @@ fn a_touched_file_makes_the_cache_forget() {
 fn a_file_of_another_size_makes_the_cache_forget() {
     let cached = Cached::new("grown");
     cached.cache().store(&cached.manifest).expect("stored");
-    let modified = std::fs::metadata(cached.shard()).and_then(|metadata| metadata.modified()).expect("a time");
+    let modified =
+        std::fs::metadata(cached.shard()).and_then(|metadata| metadata.modified()).expect("a time");
     // Bytes behind the last tensor belong to nobody.
     let mut bytes = std::fs::read(cached.shard()).expect("a shard");
     bytes.extend([0; 8]);

@@ -10,21 +10,23 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use phalanx_model::attention::Span;
+use phalanx_model::attention::{Queries, Span, attend};
 use phalanx_model::experts::{Experts, ExpertsError, Groups, compute_blocks};
 use phalanx_model::gate::Choices;
 use phalanx_model::kernel::{
-    Activation, Element, Kernels, Matrix, NumericClass, Path as KernelPath, Placement, Region, RowType, Shape,
-    math, round_bf16,
+    Activation, Element, Kernels, Matrix, NumericClass, Path as KernelPath, Placement, Region, RowType,
+    Shape, math, round_bf16,
 };
 use phalanx_model::kv::{PAGE, Sequence};
 use phalanx_model::load::{self, Opened, Progress, Request};
 use phalanx_model::plain::{Run, Unobserved, step};
 use phalanx_model::pool::Pool;
 use phalanx_model::rows::{RowBuffer, write_row};
-use phalanx_model::spec::{Moe, Score};
+use phalanx_model::spec::{Attention, Moe, Score};
 use phalanx_model::trunk::Trunk;
-use phalanx_model::weights::{Block, Embedding, ExpertId, ForwardWeights, GateWeights, Manifest, TrunkWeights};
+use phalanx_model::weights::{
+    AttentionWeights, Block, Embedding, ExpertId, ForwardWeights, GateWeights, Manifest, TrunkWeights,
+};
 use support::{Loop, Random, argmax, fixture, kernels_of};
 
 /// The seven families, and options that change what a row sees or how it is summed: windows, a head width that is
@@ -151,7 +153,8 @@ fn a_sequence_gives_the_same_bits_however_it_is_cut() {
     for name in FIXTURES {
         for class in &classes {
             let paths = class.paths_for(name);
-            let Some(vocab) = paths.first().map(|_| Loop::with(&fixture(name), class.plain(), 1).vocab()) else {
+            let Some(vocab) = paths.first().map(|_| Loop::with(&fixture(name), class.plain(), 1).vocab())
+            else {
                 continue;
             };
             let tokens = random.tokens(TOKENS, vocab);
@@ -164,7 +167,12 @@ fn a_sequence_gives_the_same_bits_however_it_is_cut() {
                         1 => check_in_steps(model, &truth, || 1, &format!("{what}, one by one")),
                         _ => check_in_steps(model, &truth, || TOKENS, &format!("{what}, at once")),
                     }
-                    check_in_steps(model, &truth, || CHUNKS[random.below(CHUNKS.len())], &format!("{what}, in chunks"));
+                    check_in_steps(
+                        model,
+                        &truth,
+                        || CHUNKS[random.below(CHUNKS.len())],
+                        &format!("{what}, in chunks"),
+                    );
                 }
             }
         }
@@ -360,6 +368,113 @@ fn greedy(model: &mut Loop, prompts: &[Vec<u32>], one_by_one: bool) -> (Vec<Vec<
     (tokens, all)
 }
 
+/// The orders of summation in attention, written out, from what [`phalanx_model::kv::KvCache::read`] says is in the
+/// cache. A mistake that every chunk makes alike shows here, in the BF16 classes as in f32.
+#[test]
+fn attention_sums_in_the_documented_order() {
+    let mut random = Random::seeded("EXACTNESS_SEED");
+    let classes = Class::all();
+    let names = [
+        "mixtral",
+        "qwen3moe",
+        "gptoss",
+        "gptoss-clamp",
+        "mixtral-v5-sliding",
+        "deepseekv2",
+        "deepseekv3-yarn-mtp",
+        SMALL,
+    ];
+    for name in names {
+        for class in &classes {
+            for kernels in class.paths_for(name) {
+                let mut model = Loop::with(&fixture(name), kernels, 2);
+                let mut sequence = Sequence::default();
+                let tokens = random.tokens(PAGE + 45, model.vocab());
+                model.step(&mut [Run { sequence: &mut sequence, tokens: &tokens }]);
+                for layer in 0..model.trunk.spec().layers.len() {
+                    let what = format!("{name}, {} on {}, layer {layer}", class.class, kernels.path());
+                    check_attention(&model, &sequence, layer, &mut random, &what);
+                }
+            }
+        }
+    }
+}
+
+/// Random queries of the last rows of a sequence.
+fn check_attention(model: &Loop, sequence: &Sequence, layer: usize, random: &mut Random, what: &str) {
+    let (kernels, cache, spec) = (model.trunk.kernels(), &model.cache, model.trunk.spec());
+    let (heads, scale, width, rotary) = match &spec.layers[layer].attention {
+        Attention::Grouped(g) => (g.heads, g.scale, g.head_dim, 0),
+        Attention::Latent(l) => (l.heads, l.scale, l.latent_rank, l.rotary_dim),
+    };
+    let sinks = match &model.trunk.weights().layers[layer].attention {
+        AttentionWeights::Grouped(weights) => weights.sinks.as_deref(),
+        AttentionWeights::Latent(_) => None,
+    };
+    let window = spec.layers[layer].window;
+    let start = random.below(sequence.len());
+    let rows = sequence.len() - start;
+    let mut values =
+        |columns: usize| -> Vec<f32> { (0..rows * heads * columns).map(|_| random.signed()).collect() };
+    let (main, turned) = (values(width), values(rotary));
+    let queries = Queries { main: &main, rotary: &turned, heads, scale, window, sinks };
+    let mut out = RowBuffer::new(kernels.class().row_type());
+    out.reset(rows, heads * width);
+    let spans = [Span { sequence, start, rows: 0..rows }];
+    attend(kernels, &model.pool, cache, cache.layer(layer), queries, &spans, &mut out);
+
+    let kept: Vec<Vec<f32>> =
+        (0..sequence.len()).map(|position| cache.read(layer, sequence, position)).collect();
+    let chain = |sum: f32, a: &[f32], b: &[f32]| a.iter().zip(b).fold(sum, |sum, (a, b)| a.mul_add(*b, sum));
+    for row in 0..rows {
+        let mut wanted = RowBuffer::new(kernels.class().row_type());
+        wanted.reset(1, heads * width);
+        let mut all = Vec::new();
+        for head in 0..heads {
+            let at = row * heads + head;
+            let query = &main[at * width..][..width];
+            // A position keeps key and value of every group, or a rotated key and then its latent.
+            let split = |kept: &[f32]| -> (f32, Vec<f32>) {
+                if rotary > 0 {
+                    let (key, latent) = kept.split_at(rotary);
+                    let query_turned = &turned[at * rotary..][..rotary];
+                    (chain(chain(0.0, query, latent), query_turned, key), latent.to_vec())
+                } else {
+                    let groups = kept.len() / (2 * width);
+                    let group = head / (heads / groups);
+                    let (key, value) = kept[group * 2 * width..][..2 * width].split_at(width);
+                    (chain(0.0, query, key), value.to_vec())
+                }
+            };
+            let last = start + row;
+            let first = window.map_or(0, |window| (last + 1).saturating_sub(window));
+            let seen: Vec<(f32, Vec<f32>)> = kept[first..=last].iter().map(|kept| split(kept)).collect();
+            let sink = sinks.map(|sinks| sinks[head]);
+            let scores: Vec<f32> = seen.iter().map(|(score, _)| score * scale).collect();
+            let max = scores.iter().copied().chain(sink).fold(f32::NEG_INFINITY, f32::max);
+            let powers: Vec<f32> = scores.iter().map(|score| math::exp_f32(kernels, score - max)).collect();
+            let mut sums = [0.0; 16];
+            powers.iter().enumerate().for_each(|(index, power)| sums[(first + index) % 16] += power);
+            let total = math::tree16(&sums) + sink.map_or(0.0, |sink| math::exp_f32(kernels, sink - max));
+            all.extend((0..width).map(|column| {
+                let sum = powers
+                    .iter()
+                    .zip(&seen)
+                    .fold(0.0, |sum: f32, (p, (_, value))| p.mul_add(value[column], sum));
+                sum / total
+            }));
+        }
+        write_row(kernels, &mut wanted.out(), 0, &all);
+        assert_bits(
+            &out.row_f32(row),
+            &wanted.row_f32(0),
+            width,
+            0,
+            &format!("{what}, position {}, heads", start + row),
+        );
+    }
+}
+
 /// The order of summation of a layer, written out: residual, then shared experts, then routed ones by rank, each output
 /// rounded before and each added by one fused multiply-add. Rank is falling selection score.
 #[test]
@@ -398,7 +513,9 @@ fn check_sums(model: &mut Loop, tokens: &[u32], what: &str) {
             })
             .collect();
         if trunk.gate(pool, work, layer) {
-            experts.compute(layer, &work.rows, &work.groups, &mut work.returned).expect("all experts are here");
+            experts
+                .compute(layer, &work.rows, &work.groups, &mut work.returned)
+                .expect("all experts are here");
         }
         let blocks = HashMap::new();
         let mut lonely = OneByOne { kernels, pool, blocks: &blocks, calls: 0 };
@@ -415,14 +532,19 @@ fn check_sums(model: &mut Loop, tokens: &[u32], what: &str) {
                 ForwardWeights::Moe(gate) => gate,
             };
             if let Some(block) = &gate.shared {
-                let logit = gate.shared_gate.as_ref().map(|vector| math::dot16(kernels, &normed[row], vector));
+                let logit =
+                    gate.shared_gate.as_ref().map(|vector| math::dot16(kernels, &normed[row], vector));
                 add(block, logit.map_or(1.0, |logit| math::sigmoid_f32(kernels, logit)));
             }
             let moe = spec.moe(layer).expect("the layer is sparse");
             let of_row = row * moe.top_k..(row + 1) * moe.top_k;
             let chosen = &work.choices.experts[of_row.clone()];
-            let scores: Vec<f32> = chosen.iter().map(|e| score(kernels, moe, gate, &normed[row], *e as usize)).collect();
-            assert!(scores.is_sorted_by(|a, b| a >= b), "{what}, layer {layer}, row {row}: {scores:?} by rank");
+            let scores: Vec<f32> =
+                chosen.iter().map(|e| score(kernels, moe, gate, &normed[row], *e as usize)).collect();
+            assert!(
+                scores.is_sorted_by(|a, b| a >= b),
+                "{what}, layer {layer}, row {row}: {scores:?} by rank"
+            );
             for (expert, weight) in chosen.iter().zip(&work.choices.weights[of_row]) {
                 let id = ExpertId { layer: layer as u32, expert: *expert };
                 add(&experts.blocks()[&id], *weight);
@@ -627,9 +749,14 @@ fn pages_and_buffers_full_of_nan_change_nothing() {
                 });
                 std::mem::swap(&mut model.trunk, &mut poison);
                 let mut sequence = Sequence::default();
-                let logits =
-                    model.step_all(&mut [Run { sequence: &mut sequence, tokens: &random.tokens(3 * PAGE, vocab) }]);
-                assert!(logits.iter().chain(&model.kept(&sequence, 0)).all(|x| x.is_nan()), "{what}: poisoned");
+                let logits = model.step_all(&mut [Run {
+                    sequence: &mut sequence,
+                    tokens: &random.tokens(3 * PAGE, vocab),
+                }]);
+                assert!(
+                    logits.iter().chain(&model.kept(&sequence, 0)).all(|x| x.is_nan()),
+                    "{what}: poisoned"
+                );
                 let free = model.cache.free();
                 model.cache.release(sequence);
                 std::mem::swap(&mut model.trunk, &mut poison);
@@ -655,54 +782,69 @@ fn a_row_of_nan_harms_only_rows_that_see_it() {
                 let what = format!("{name}, {} on {}, NaN inside", class.class, kernels.path());
                 let mut model = Loop::with(&fixture(name), kernels, 2);
                 let (hidden, vocab) = (model.trunk.spec().hidden, model.vocab());
-                // The NaN is the last token's, which is drawn nowhere else.
-                let nan = vocab as u32 - 1;
-                let mut tokens = random.tokens(120, vocab - 1);
-                let at = 20 + random.below(40);
-                tokens[at] = nan;
-                let tokens = tokens;
-                let truth = Truth::of(&mut model, tokens.clone());
-                let other = random.tokens(33, vocab - 1);
-                let other = Truth::of(&mut model, other);
                 let mut tied = false;
-                model.trunk = changed_trunk(&fixture(name), kernels, |weights| match &mut weights.embedding {
-                    Embedding::Bf16(rows) => rows[(vocab - 1) * hidden..].fill(0x7fc0),
-                    Embedding::F32(rows) => rows[(vocab - 1) * hidden..].fill(f32::NAN),
-                    Embedding::Tied => tied = true,
-                });
+                // The NaN is the last token's, which is drawn nowhere else.
+                let mut poison =
+                    changed_trunk(&fixture(name), kernels, |weights| match &mut weights.embedding {
+                        Embedding::Bf16(rows) => rows[(vocab - 1) * hidden..].fill(0x7fc0),
+                        Embedding::F32(rows) => rows[(vocab - 1) * hidden..].fill(f32::NAN),
+                        Embedding::Tied => tied = true,
+                    });
                 if tied {
                     continue;
                 }
                 poisoned += 1;
-
-                let (mut first, mut second) = (Sequence::default(), Sequence::default());
-                let mut runs = [
-                    Run { sequence: &mut second, tokens: &other.tokens[..20] },
-                    Run { sequence: &mut first, tokens: &tokens },
-                ];
-                let logits = model.step_all(&mut runs);
-                other.check_logits(&logits[..20 * vocab], 0, &format!("{what}, its neighbour"));
-                let logits = &logits[20 * vocab..];
-                truth.check_logits(&logits[..at * vocab], 0, &what);
-                assert!(logits[at * vocab..][..vocab].iter().all(|x| x.is_nan()), "{what}: NaN arrives");
-                if let Some(reach) = reach(&model) {
-                    windowed += 1;
-                    let free = at + reach;
-                    assert!(logits[(free - 1) * vocab..][..vocab].iter().any(|x| x.is_nan()), "{what}: NaN is seen");
-                    truth.check_logits(&logits[free * vocab..], free, &format!("{what}, beyond the windows"));
+                let reach = reach(&model);
+                windowed += usize::from(reach.is_some());
+                // BF16 values lie in pairs of positions, so a window's edge is looked at in both halves.
+                let even = 20 + 2 * random.below(20);
+                let places =
+                    if reach.is_some() { vec![even, even + 1] } else { vec![even + random.below(2)] };
+                for at in places {
+                    let mut tokens = random.tokens(120, vocab - 1);
+                    tokens[at] = vocab as u32 - 1;
+                    let truth = Truth::of(&mut model, tokens);
+                    let other = random.tokens(33, vocab - 1);
+                    let other = Truth::of(&mut model, other);
+                    std::mem::swap(&mut model.trunk, &mut poison);
+                    check_nan(&mut model, &truth, at, reach, &other, &format!("{what} at {at}"));
+                    std::mem::swap(&mut model.trunk, &mut poison);
                 }
-                // A broken sequence goes on; so does its neighbour.
-                let mut runs = [
-                    Run { sequence: &mut first, tokens: &[5] },
-                    Run { sequence: &mut second, tokens: &other.tokens[20..] },
-                ];
-                let logits = model.step_all(&mut runs);
-                other.check_logits(&logits[vocab..], 20, &format!("{what}, its neighbour"));
-                other.check_kept(&model.kept(&second, 0), 0, &what);
             }
         }
     }
     assert!(poisoned >= 12 && windowed >= 2, "{poisoned} models were poisoned, {windowed} had windows alone");
+}
+
+/// Computes a sequence whose position `at` is NaN, with another sequence beside it.
+fn check_nan(model: &mut Loop, truth: &Truth, at: usize, reach: Option<usize>, other: &Truth, what: &str) {
+    let vocab = model.vocab();
+    let beside = 20;
+    let (mut first, mut second) = (Sequence::default(), Sequence::default());
+    let mut runs = [
+        Run { sequence: &mut second, tokens: &other.tokens[..beside] },
+        Run { sequence: &mut first, tokens: &truth.tokens },
+    ];
+    let logits = model.step_all(&mut runs);
+    let (neighbour, logits) = logits.split_at(beside * vocab);
+    other.check_logits(neighbour, 0, &format!("{what}, its neighbour"));
+    truth.check_logits(&logits[..at * vocab], 0, &format!("{what}, before"));
+    assert!(logits[at * vocab..][..vocab].iter().all(|x| x.is_nan()), "{what}: NaN arrives");
+    if let Some(reach) = reach {
+        let free = at + reach;
+        assert!(logits[(free - 1) * vocab..][..vocab].iter().any(|x| x.is_nan()), "{what}: NaN is seen");
+        truth.check_logits(&logits[free * vocab..], free, &format!("{what}, beyond the windows"));
+    }
+    // A broken sequence goes on; so does its neighbour.
+    let mut runs = [
+        Run { sequence: &mut first, tokens: &[5] },
+        Run { sequence: &mut second, tokens: &other.tokens[beside..] },
+    ];
+    let logits = model.step_all(&mut runs);
+    other.check_logits(&logits[vocab..], beside, &format!("{what}, its neighbour"));
+    other.check_kept(&model.kept(&second, 0), 0, what);
+    model.cache.release(first);
+    model.cache.release(second);
 }
 
 /// After so many positions no layer sees a token any more, nor what came of it; none if a layer sees everything.

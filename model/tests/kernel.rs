@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use phalanx_model::kernel::{
-    Activation, Element, Kernels, Matrix, NumericClass, Path, Placement, Region, RowOut, RowsMut,
-    RowsRef, Shape, Sink, Task, multiply, round_bf16, tile, tile_f32, widen_bf16,
+    Activation, Element, Kernels, Matrix, NumericClass, Path, Placement, Region, RowOut, RowsMut, RowsRef,
+    Shape, Sink, Task, multiply, round_bf16, tile, tile_f32, widen_bf16,
 };
 use phalanx_model::pool::Pool;
 
@@ -36,9 +36,7 @@ impl Random {
 
     /// Any bits at all: denormals, infinities, NaN, zeros of both signs.
     fn wild(&mut self) -> u16 {
-        const SPECIAL: [u16; 10] = [
-            0, 0x8000, 1, 0x8001, 0x007f, 0x0080, 0x7f80, 0xff80, 0x7fc0, 0x7f7f,
-        ];
+        const SPECIAL: [u16; 10] = [0, 0x8000, 1, 0x8001, 0x007f, 0x0080, 0x7f80, 0xff80, 0x7fc0, 0x7f7f];
         match self.below(4) {
             0 => SPECIAL[self.below(SPECIAL.len())],
             1 => self.next() as u16,
@@ -48,10 +46,8 @@ impl Random {
 }
 
 fn seed() -> u64 {
-    let seed = std::env::var("KERNEL_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or(0x9e37_79b9_u64);
+    let seed =
+        std::env::var("KERNEL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x9e37_79b9_u64);
     println!("seed {seed}");
     seed
 }
@@ -86,19 +82,12 @@ fn chain(x: &[f32], w: &[f32]) -> f32 {
 /// the inputs here are so near in size that one rounding to f64 before that to f32 is checked not to matter.
 fn chain_of_pairs(x: &[f32], w: &[f32]) -> f32 {
     let flush = |x: f32| {
-        if x.is_subnormal() {
-            0.0_f32.copysign(x)
-        } else {
-            x
-        }
+        if x.is_subnormal() { 0.0_f32.copysign(x) } else { x }
     };
     let mut sum = 0.0_f32;
     for pair in 0..x.len().div_ceil(2) {
         for k in [2 * pair + 1, 2 * pair] {
-            let (x, w) = (
-                x.get(k).copied().unwrap_or(0.0),
-                w.get(k).copied().unwrap_or(0.0),
-            );
+            let (x, w) = (x.get(k).copied().unwrap_or(0.0), w.get(k).copied().unwrap_or(0.0));
             sum = flush(flush(x).mul_add(flush(w), flush(sum)));
         }
     }
@@ -108,8 +97,7 @@ fn chain_of_pairs(x: &[f32], w: &[f32]) -> f32 {
 fn silu(x: f32) -> f32 {
     x / (1.0
         + phalanx_model::kernel::math::exp_f32(
-            Kernels::new(NumericClass::Portable, Path::Plain)
-                .expect("the plain path runs on every CPU"),
+            Kernels::new(NumericClass::Portable, Path::Plain).expect("the plain path runs on every CPU"),
             -x,
         ))
 }
@@ -157,28 +145,12 @@ impl Problem {
         let Case { n, k, m, kind, .. } = case;
         let gated = matches!(kind, Kind::Silu | Kind::Clamped);
         let columns = if gated { 2 * n } else { n };
-        let element = if case.wide_weights {
-            Element::F32
-        } else {
-            Element::Bf16
-        };
-        let shape = if gated {
-            Shape::gated(n, k, element)
-        } else {
-            Shape::plain(n, k, element)
-        };
-        let placement = if gated {
-            Placement::Interleaved
-        } else {
-            Placement::Plain
-        };
+        let element = if case.wide_weights { Element::F32 } else { Element::Bf16 };
+        let shape = if gated { Shape::gated(n, k, element) } else { Shape::plain(n, k, element) };
+        let placement = if gated { Placement::Interleaved } else { Placement::Plain };
         let builder = Matrix::builder(&Arc::new(Region::new(shape.bytes())), shape);
         let value = |random: &mut Random| {
-            if case.wild {
-                random.wild()
-            } else {
-                random.bf16()
-            }
+            if case.wild { random.wild() } else { random.bf16() }
         };
         let values: Vec<u16> = (0..columns * k).map(|_| value(random)).collect();
         let mut wide: Vec<f32> = values.iter().map(|&x| widen_bf16(x)).collect();
@@ -190,54 +162,27 @@ impl Problem {
         }
         let weights = builder.finish();
         let columns: Vec<Vec<f32>> = wide.chunks(k).map(<[f32]>::to_vec).collect();
-        let bias: Vec<f32> = (0..columns.len())
-            .map(|_| widen_bf16(random.bf16()) * 1.01)
-            .collect();
+        let bias: Vec<f32> = (0..columns.len()).map(|_| widen_bf16(random.bf16()) * 1.01).collect();
         let mut placed_bias = vec![0.0; shape.bias_len()];
         weights.place_bias(placement, &bias, &mut placed_bias);
         let stride = k + random.below(9);
         let sources = if case.picked { m + 5 } else { m };
         let half: Vec<u16> = (0..sources * stride).map(|_| value(random)).collect();
-        let wide: Vec<f32> = half
-            .iter()
-            .map(|&x| widen_bf16(x) * if case.wide_rows { 1.003 } else { 1.0 })
-            .collect();
+        let wide: Vec<f32> =
+            half.iter().map(|&x| widen_bf16(x) * if case.wide_rows { 1.003 } else { 1.0 }).collect();
         let pick = (0..m).map(|_| random.below(sources) as u32).collect();
-        Problem {
-            case,
-            weights,
-            columns,
-            bias,
-            placed_bias,
-            half,
-            wide,
-            stride,
-            pick,
-        }
+        Problem { case, weights, columns, bias, placed_bias, half, wide, stride, pick }
     }
 
     fn expected(&self, kernels: Kernels, row: usize, column: usize) -> f32 {
         let case = self.case;
-        let source = if case.picked {
-            self.pick[row] as usize
-        } else {
-            row
-        };
+        let source = if case.picked { self.pick[row] as usize } else { row };
         let x = &self.wide[source * self.stride..][..case.k];
-        let paired =
-            kernels.class() == NumericClass::Avx512Bf16 && !case.wide_rows && !case.wide_weights;
+        let paired = kernels.class() == NumericClass::Avx512Bf16 && !case.wide_rows && !case.wide_weights;
         let sum = |column: usize| {
             let w = &self.columns[column];
-            let sum = if paired {
-                chain_of_pairs(x, w)
-            } else {
-                chain(x, w)
-            };
-            if case.bias {
-                sum + self.bias[column]
-            } else {
-                sum
-            }
+            let sum = if paired { chain_of_pairs(x, w) } else { chain(x, w) };
+            if case.bias { sum + self.bias[column] } else { sum }
         };
         match case.kind {
             Kind::Store | Kind::Round => sum(column),
@@ -260,14 +205,9 @@ impl Problem {
         let stride = n + 3;
         let mut floats = vec![0.5_f32; rows * stride];
         let mut halves = vec![7_u16; rows * stride];
-        let rounded =
-            kind != Kind::Store && kind != Kind::Add && kernels.class() != NumericClass::F32;
+        let rounded = kind != Kind::Store && kind != Kind::Add && kernels.class() != NumericClass::F32;
         {
-            let mut task = self.task(
-                from,
-                to,
-                self.sink(rounded, rows, stride, &mut floats, &mut halves),
-            );
+            let mut task = self.task(from, to, self.sink(rounded, rows, stride, &mut floats, &mut halves));
             multiply(kernels, pool, std::slice::from_mut(&mut task));
         }
         self.gather(rounded, rows, stride, &floats, &halves)
@@ -293,36 +233,20 @@ impl Problem {
             Kind::Store => Sink::Store(RowsMut::new(floats, rows, n, stride)),
             Kind::Add => Sink::Add(RowsMut::new(floats, rows, n, stride)),
             Kind::Round => Sink::Round(out(floats, halves)),
-            Kind::Silu => Sink::Gate {
-                activation: Activation::Silu,
-                out: out(floats, halves),
-            },
+            Kind::Silu => Sink::Gate { activation: Activation::Silu, out: out(floats, halves) },
             Kind::Clamped => Sink::Gate {
-                activation: Activation::ClampedSwiglu {
-                    alpha: ALPHA,
-                    limit: LIMIT,
-                },
+                activation: Activation::ClampedSwiglu { alpha: ALPHA, limit: LIMIT },
                 out: out(floats, halves),
             },
         }
     }
 
     fn task<'a>(&'a self, from: usize, to: usize, sink: Sink<'a>) -> Task<'a> {
-        let skip = if self.case.picked {
-            0
-        } else {
-            from * self.stride
-        };
+        let skip = if self.case.picked { 0 } else { from * self.stride };
         let input = if self.case.wide_rows {
-            RowsRef::F32 {
-                data: &self.wide[skip..],
-                stride: self.stride,
-            }
+            RowsRef::F32 { data: &self.wide[skip..], stride: self.stride }
         } else {
-            RowsRef::Bf16 {
-                data: &self.half[skip..],
-                stride: self.stride,
-            }
+            RowsRef::Bf16 { data: &self.half[skip..], stride: self.stride }
         };
         Task {
             weights: &self.weights,
@@ -334,51 +258,27 @@ impl Problem {
         }
     }
 
-    fn gather(
-        &self,
-        rounded: bool,
-        rows: usize,
-        stride: usize,
-        floats: &[f32],
-        halves: &[u16],
-    ) -> Vec<f32> {
+    fn gather(&self, rounded: bool, rows: usize, stride: usize, floats: &[f32], halves: &[u16]) -> Vec<f32> {
         let n = self.case.n;
         for row in 0..rows {
             let end = (row + 1) * stride;
-            assert!(
-                floats[row * stride + n..end].iter().all(|&x| x == 0.5),
-                "written behind the window"
-            );
-            assert!(
-                halves[row * stride + n..end].iter().all(|&x| x == 7),
-                "written behind the window"
-            );
+            assert!(floats[row * stride + n..end].iter().all(|&x| x == 0.5), "written behind the window");
+            assert!(halves[row * stride + n..end].iter().all(|&x| x == 7), "written behind the window");
         }
         (0..rows * n)
             .map(|i| i / n * stride + i % n)
-            .map(|i| {
-                if rounded {
-                    widen_bf16(halves[i])
-                } else {
-                    floats[i]
-                }
-            })
+            .map(|i| if rounded { widen_bf16(halves[i]) } else { floats[i] })
             .collect()
     }
 
     /// Compares some rows with the loops above; all rows would take long where there are many.
     fn check(&self, kernels: Kernels, pool: &Pool, found: &[f32]) {
         let Case { n, m, kind, .. } = self.case;
-        let rounded =
-            kind != Kind::Store && kind != Kind::Add && kernels.class() != NumericClass::F32;
+        let rounded = kind != Kind::Store && kind != Kind::Add && kernels.class() != NumericClass::F32;
         for row in (0..m).step_by(m.div_ceil(14)) {
             for column in 0..n {
                 let want = self.expected(kernels, row, column);
-                let want = if rounded {
-                    widen_bf16(round_bf16(want))
-                } else {
-                    want
-                };
+                let want = if rounded { widen_bf16(round_bf16(want)) } else { want };
                 let got = found[row * n + column];
                 assert!(
                     same(got, want),
@@ -397,28 +297,13 @@ fn random_case(random: &mut Random, kernels: Kernels) -> Case {
     let m = if slow {
         1 + random.below(20)
     } else {
-        pick(
-            random,
-            &[
-                1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 17, 25, 37, 64, 90, 145, 300,
-            ],
-        )
+        pick(random, &[1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 17, 25, 37, 64, 90, 145, 300])
     };
     Case {
         n: 1 + random.below(if slow { 40 } else { 150 }),
-        k: if random.below(8) == 0 {
-            2000 + random.below(3000)
-        } else {
-            1 + random.below(300)
-        },
+        k: if random.below(8) == 0 { 2000 + random.below(3000) } else { 1 + random.below(300) },
         m,
-        kind: [
-            Kind::Store,
-            Kind::Add,
-            Kind::Round,
-            Kind::Silu,
-            Kind::Clamped,
-        ][random.below(5)],
+        kind: [Kind::Store, Kind::Add, Kind::Round, Kind::Silu, Kind::Clamped][random.below(5)],
         bias: random.below(3) == 0,
         picked: random.below(2) == 0,
         wide_rows: kernels.class() == NumericClass::F32 || random.below(6) == 0,
@@ -433,11 +318,7 @@ fn every_path_equals_the_written_loop() {
     let mut random = Random(seed());
     let pools = [1, 2, 4].map(|threads| Pool::new(threads, None));
     for kernels in all_kernels() {
-        for round in 0..if kernels.path() == Path::Plain {
-            40
-        } else {
-            150
-        } {
+        for round in 0..if kernels.path() == Path::Plain { 40 } else { 150 } {
             let problem = Problem::new(random_case(&mut random, kernels), &mut random);
             let pool = &pools[round % 3];
             let found = problem.run(kernels, pool, 0, problem.case.m);
@@ -453,11 +334,7 @@ fn a_row_does_not_depend_on_its_company() {
     let pools = [1, 2, 4].map(|threads| Pool::new(threads, None));
     for kernels in all_kernels() {
         let slow = kernels.path() == Path::Plain;
-        for m in if slow {
-            vec![13]
-        } else {
-            vec![2, 6, 13, 64, 300]
-        } {
+        for m in if slow { vec![13] } else { vec![2, 6, 13, 64, 300] } {
             let case = Case {
                 n: 70,
                 k: if slow { 65 } else { 1037 },
@@ -472,30 +349,17 @@ fn a_row_does_not_depend_on_its_company() {
             let problem = Problem::new(case, &mut random);
             let whole = problem.run(kernels, &pools[0], 0, m);
             for pool in &pools {
-                assert_eq!(
-                    problem.run(kernels, pool, 0, m),
-                    whole,
-                    "{kernels:?} {} threads",
-                    pool.threads()
-                );
+                assert_eq!(problem.run(kernels, pool, 0, m), whole, "{kernels:?} {} threads", pool.threads());
             }
             for row in 0..m {
                 let alone = problem.run(kernels, &pools[0], row, row + 1);
-                assert_eq!(
-                    alone,
-                    whole[row * 70..][..70],
-                    "{kernels:?}: row {row} of {m}"
-                );
+                assert_eq!(alone, whole[row * 70..][..70], "{kernels:?}: row {row} of {m}");
             }
             let mut row = 0;
             while row < m {
                 let end = (row + 1 + random.below(20)).min(m);
                 let part = problem.run(kernels, &pools[1], row, end);
-                assert_eq!(
-                    part,
-                    whole[row * 70..end * 70],
-                    "{kernels:?}: rows {row} to {end} of {m}"
-                );
+                assert_eq!(part, whole[row * 70..end * 70], "{kernels:?}: rows {row} to {end} of {m}");
                 row = end;
             }
         }
@@ -546,24 +410,15 @@ fn many_tasks_equal_each_alone() {
                 )
             })
             .collect();
-        let alone: Vec<Vec<f32>> = problems
-            .iter()
-            .map(|p| p.run(kernels, &pools[0], 0, p.case.m))
-            .collect();
+        let alone: Vec<Vec<f32>> = problems.iter().map(|p| p.run(kernels, &pools[0], 0, p.case.m)).collect();
         for pool in &pools {
-            let mut buffers: Vec<Vec<f32>> = problems
-                .iter()
-                .map(|p| vec![0.5; p.case.m * p.case.n])
-                .collect();
+            let mut buffers: Vec<Vec<f32>> =
+                problems.iter().map(|p| vec![0.5; p.case.m * p.case.n]).collect();
             let mut tasks: Vec<Task<'_>> = problems
                 .iter()
                 .zip(&mut buffers)
                 .map(|(p, out)| {
-                    p.task(
-                        0,
-                        p.case.m,
-                        Sink::Store(RowsMut::new(out, p.case.m, p.case.n, p.case.n)),
-                    )
+                    p.task(0, p.case.m, Sink::Store(RowsMut::new(out, p.case.m, p.case.n, p.case.n)))
                 })
                 .collect();
             multiply(kernels, pool, &mut tasks);
@@ -580,11 +435,7 @@ fn tiles_are_chains() {
     for kernels in all_kernels() {
         for rows in 1..=12 {
             for k in [1, 2, 3, 4, 7, 8, 33, 64, 65] {
-                let x: Vec<f32> = random
-                    .rows(rows * 80)
-                    .iter()
-                    .map(|&x| widen_bf16(x) * 1.01)
-                    .collect();
+                let x: Vec<f32> = random.rows(rows * 80).iter().map(|&x| widen_bf16(x) * 1.01).collect();
                 let w = random.rows(16 * k);
                 let wide: Vec<f32> = w.iter().map(|&w| widen_bf16(w)).collect();
                 // The second half of an odd last pair must not be multiplied.
@@ -601,17 +452,7 @@ fn tiles_are_chains() {
                     // SAFETY: all rows and lines are there, and 128 bytes in front of the panel.
                     unsafe {
                         let b = panel.as_ptr().add(64).cast();
-                        tile(
-                            kernels,
-                            rows,
-                            k,
-                            x.as_ptr(),
-                            80,
-                            b,
-                            one.as_mut_ptr(),
-                            20,
-                            accumulate,
-                        );
+                        tile(kernels, rows, k, x.as_ptr(), 80, b, one.as_mut_ptr(), 20, accumulate);
                         tile_f32(
                             kernels,
                             rows,
@@ -627,9 +468,8 @@ fn tiles_are_chains() {
                     for row in 0..rows {
                         for column in 0..16 {
                             let start = if accumulate { 0.25 } else { 0.0 };
-                            let want = (0..k).fold(start, |sum, i| {
-                                x[row * 80 + i].mul_add(wide[column * k + i], sum)
-                            });
+                            let want = (0..k)
+                                .fold(start, |sum, i| x[row * 80 + i].mul_add(wide[column * k + i], sum));
                             assert_eq!(
                                 one[row * 20 + column].to_bits(),
                                 want.to_bits(),
@@ -656,21 +496,7 @@ fn nothing_to_do_is_done() {
     let pool = Pool::new(2, None);
     multiply(kernels, &pool, &mut []);
     let weights = Matrix::from_rows(&[0x3f80; 32], 2, 16);
-    let input = RowsRef::Bf16 {
-        data: &[],
-        stride: 16,
-    };
+    let input = RowsRef::Bf16 { data: &[], stride: 16 };
     let sink = Sink::Store(RowsMut::new(&mut [], 0, 2, 2));
-    multiply(
-        kernels,
-        &pool,
-        &mut [Task {
-            weights: &weights,
-            bias: None,
-            input,
-            pick: None,
-            rows: 0,
-            sink,
-        }],
-    );
+    multiply(kernels, &pool, &mut [Task { weights: &weights, bias: None, input, pick: None, rows: 0, sink }]);
 }

@@ -81,9 +81,8 @@ fn check_forward(model: &mut Loop, expected: &Expected, prompt: &support::Prompt
             }
             compared += 1;
             let sorted = |pairs: &mut Vec<(u32, f32)>| pairs.sort_by_key(|(e, _)| *e);
-            let mut found: Vec<(u32, f32)> = (row * k..(row + 1) * k)
-                .map(|i| (choices.experts[i], choices.weights[i]))
-                .collect();
+            let mut found: Vec<(u32, f32)> =
+                (row * k..(row + 1) * k).map(|i| (choices.experts[i], choices.weights[i])).collect();
             let mut wanted: Vec<(u32, f32)> =
                 (at * k..(at + 1) * k).map(|i| (ids[i] as u32, weights[i])).collect();
             sorted(&mut found);

@@ -50,7 +50,12 @@ fn a_quantised_checkpoint_gives_the_logits_of_its_widened_twin() {
                 let mut texts: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
                 texts.push(random.tokens(100, model.vocab()));
                 for text in texts {
-                    let what = format!("{}, {class} on {}, {} tokens", name_of(&quantised), kernels.path(), text.len());
+                    let what = format!(
+                        "{}, {class} on {}, {} tokens",
+                        name_of(&quantised),
+                        kernels.path(),
+                        text.len()
+                    );
                     let logits = model.forward(&text, &mut Unobserved);
                     let wanted = twin.forward(&text, &mut Unobserved);
                     assert!(wanted.iter().all(|x| x.is_finite()), "{what}");
@@ -77,7 +82,9 @@ fn a_quantised_expert_is_its_widened_twin_weight_by_weight() {
             for (layer, (found, wanted)) in layers.enumerate() {
                 let what = format!("{}, {class}, layer {layer}", name_of(&quantised));
                 match (&found.forward, &wanted.forward) {
-                    (ForwardWeights::Dense(block), ForwardWeights::Dense(wanted)) => compare(block, wanted, &what),
+                    (ForwardWeights::Dense(block), ForwardWeights::Dense(wanted)) => {
+                        compare(block, wanted, &what)
+                    }
                     (ForwardWeights::Moe(gate), ForwardWeights::Moe(wanted)) => {
                         compare_columns(&gate.router, &wanted.router, &[Placement::Plain], &what);
                         if let (Some(block), Some(wanted)) = (&gate.shared, &wanted.shared) {
@@ -92,7 +99,12 @@ fn a_quantised_expert_is_its_widened_twin_weight_by_weight() {
 }
 
 fn compare(block: &Block, wanted: &Block, what: &str) {
-    compare_columns(&block.gate_up, &wanted.gate_up, &[Placement::Gate, Placement::Up], &format!("{what}, gate and up"));
+    compare_columns(
+        &block.gate_up,
+        &wanted.gate_up,
+        &[Placement::Gate, Placement::Up],
+        &format!("{what}, gate and up"),
+    );
     compare_columns(&block.down, &wanted.down, &[Placement::Plain], &format!("{what}, down"));
     assert_eq!(block.gate_up_bias, wanted.gate_up_bias, "{what}: bias of gate and up");
     assert_eq!(block.down_bias, wanted.down_bias, "{what}: bias of down");
@@ -106,7 +118,11 @@ fn compare_columns(matrix: &Matrix, wanted: &Matrix, placements: &[Placement], w
         for column in 0..matrix.n() / placements.len() {
             let found = matrix.column(placement, column);
             nonzero += found.iter().filter(|x| **x != 0.0).count();
-            assert_eq!(bits(&found), bits(&wanted.column(placement, column)), "{what}, {placement:?} {column}");
+            assert_eq!(
+                bits(&found),
+                bits(&wanted.column(placement, column)),
+                "{what}, {placement:?} {column}"
+            );
         }
         assert!(nonzero > 0, "{what}: all weights are zero");
     }

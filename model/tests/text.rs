@@ -6,12 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
-use phalanx_model::sampler::{
-    Sampling, SamplingError, SamplingFields, choose, distribution, logprobs,
-};
+use phalanx_model::sampler::{Sampling, SamplingError, SamplingFields, choose, distribution, logprobs};
 use phalanx_model::text::{
-    ChatError, ChatInput, ChatTemplate, GenerationConfig, StopStream, TextError, Tokenizer,
-    WallTime,
+    ChatError, ChatInput, ChatTemplate, GenerationConfig, StopStream, TextError, Tokenizer, WallTime,
 };
 use serde_json::{Map, Value, json};
 
@@ -23,15 +20,7 @@ fn fixtures() -> PathBuf {
 }
 
 fn models() -> Vec<PathBuf> {
-    let names = [
-        "deepseekv2",
-        "deepseekv3-seed",
-        "gptoss",
-        "mixtral",
-        "olmoe",
-        "qwen2moe",
-        "qwen3moe",
-    ];
+    let names = ["deepseekv2", "deepseekv3-seed", "gptoss", "mixtral", "olmoe", "qwen2moe", "qwen3moe"];
     names.iter().map(|name| fixtures().join(name)).collect()
 }
 
@@ -40,12 +29,7 @@ fn expected(dir: &Path) -> Value {
 }
 
 fn ids(value: &Value) -> Vec<u32> {
-    value
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|id| id.as_u64().unwrap() as u32)
-        .collect()
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
 /// Small, fixed and good enough to mix test cases.
@@ -76,11 +60,7 @@ fn fixtures_encode_and_decode_as_in_transformers() {
             let text = case["text"].as_str().unwrap();
             let encoded = tokenizer.encode(text, true).unwrap();
             assert_eq!(encoded, ids(&case["ids"]), "{dir:?} {text:?}");
-            assert_eq!(
-                tokenizer.decode(&encoded, false).unwrap(),
-                case["decoded"],
-                "{text:?}"
-            );
+            assert_eq!(tokenizer.decode(&encoded, false).unwrap(), case["decoded"], "{text:?}");
             let plain = tokenizer.decode(&encoded, true).unwrap();
             assert_eq!(plain, case["decoded_skip_special"], "{text:?}");
         }
@@ -103,11 +83,7 @@ fn fixtures_render_chats_as_in_transformers() {
             }
             let prompt = template.render(&input).unwrap();
             assert_eq!(prompt, case["rendered"].as_str().unwrap(), "{dir:?}");
-            assert_eq!(
-                tokenizer.encode(&prompt, false).unwrap(),
-                ids(&case["ids"]),
-                "{dir:?}"
-            );
+            assert_eq!(tokenizer.encode(&prompt, false).unwrap(), ids(&case["ids"]), "{dir:?}");
         }
     }
 }
@@ -119,32 +95,16 @@ fn the_demo_model_reads_its_prompts() {
     let read = |name: &str| std::fs::read(dir.join(name)).unwrap();
     let (json, config) = (read("tokenizer.json"), read("tokenizer_config.json"));
     let tokenizer = Tokenizer::from_bytes("demo", &json, Some(&config), None).unwrap();
-    let template = ChatTemplate::from_bytes("demo", Some(&config), None, &[])
-        .unwrap()
-        .unwrap();
+    let template = ChatTemplate::from_bytes("demo", Some(&config), None, &[]).unwrap().unwrap();
     let generation = GenerationConfig::from_bytes("demo", &read("generation_config.json")).unwrap();
-    assert_eq!(
-        (tokenizer.bos_id(), generation.eos_ids),
-        (Some(256), vec![257])
-    );
+    assert_eq!((tokenizer.bos_id(), generation.eos_ids), (Some(256), vec![257]));
     assert_eq!(tokenizer.vocabulary_size(), 259);
-    for line in String::from_utf8(read("eval.jsonl"))
-        .unwrap()
-        .lines()
-        .step_by(25)
-    {
+    for line in String::from_utf8(read("eval.jsonl")).unwrap().lines().step_by(25) {
         let case: Value = serde_json::from_str(line).unwrap();
         let messages = [json!({"role": "user", "content": case["prompt"]})];
-        let prompt = template
-            .render(&ChatInput::new(&messages, WallTime::from_unix(0, 0)))
-            .unwrap();
-        assert_eq!(
-            tokenizer.encode(&prompt, false).unwrap(),
-            ids(&case["prompt_ids"])
-        );
-        let answer = tokenizer
-            .decode(&ids(&case["greedy_ids_f32"]), true)
-            .unwrap();
+        let prompt = template.render(&ChatInput::new(&messages, WallTime::from_unix(0, 0))).unwrap();
+        assert_eq!(tokenizer.encode(&prompt, false).unwrap(), ids(&case["prompt_ids"]));
+        let answer = tokenizer.decode(&ids(&case["greedy_ids_f32"]), true).unwrap();
         assert_eq!(answer, case["greedy_text"].as_str().unwrap());
     }
 }
@@ -155,11 +115,8 @@ fn sentencepiece() -> Value {
     pieces.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
     let rest = "▁ a b c h e l o é 日 ▁h he ll llo hello ▁hello ▁a ▁▁";
     pieces.extend(rest.split(' ').map(str::to_owned));
-    let vocabulary: Map<String, Value> = pieces
-        .iter()
-        .cloned()
-        .zip((0..).map(|id: u32| Value::from(id)))
-        .collect();
+    let vocabulary: Map<String, Value> =
+        pieces.iter().cloned().zip((0..).map(|id: u32| Value::from(id))).collect();
     let added: Vec<Value> = ["<unk>", "<s>", "</s>"]
         .iter()
         .enumerate()
@@ -199,14 +156,9 @@ fn sentencepiece() -> Value {
 
 /// A word-piece tokenizer, as encoders had it.
 fn word_pieces() -> Value {
-    let words = [
-        "[UNK]", "do", "n't", "it", "'s", "##ing", ".", "'", ",", "we", "'re", "!", "é",
-    ];
-    let vocabulary: Map<String, Value> = words
-        .iter()
-        .zip(0u32..)
-        .map(|(word, id)| ((*word).to_owned(), id.into()))
-        .collect();
+    let words = ["[UNK]", "do", "n't", "it", "'s", "##ing", ".", "'", ",", "we", "'re", "!", "é"];
+    let vocabulary: Map<String, Value> =
+        words.iter().zip(0u32..).map(|(word, id)| ((*word).to_owned(), id.into())).collect();
     json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
         "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
@@ -233,17 +185,10 @@ fn a_sentencepiece_tokenizer_agrees_with_transformers() {
     let tokenizer = build(&sentencepiece(), &sentencepiece_config()).unwrap();
     let cases: [(&str, &[u32], &str, &str); 6] = [
         ("hello", &[1, 269, 264, 272], "<s> hello", "hello"),
-        (
-            "  hello a",
-            &[1, 276, 269, 264, 272, 275],
-            "<s>   hello a",
-            "  hello a",
-        ),
+        ("  hello a", &[1, 276, 269, 264, 272, 275], "<s>   hello a", "  hello a"),
         (
             "héllo 日本 😀",
-            &[
-                1, 269, 267, 272, 259, 268, 233, 159, 175, 259, 243, 162, 155, 131,
-            ],
+            &[1, 269, 267, 272, 259, 268, 233, 159, 175, 259, 243, 162, 155, 131],
             "<s> héllo 日本 😀",
             "héllo 日本 😀",
         ),
@@ -253,21 +198,12 @@ fn a_sentencepiece_tokenizer_agrees_with_transformers() {
             "<s> hello<tool> a</s>  <pad> b",
             "hello a   b",
         ),
-        (
-            "a ,b .",
-            &[1, 275, 259, 47, 261, 259, 49],
-            "<s> a ,b .",
-            "a ,b .",
-        ),
+        ("a ,b .", &[1, 275, 259, 47, 261, 259, 49], "<s> a ,b .", "a ,b ."),
         ("", &[1], "<s>", ""),
     ];
     for (text, expected, decoded, plain) in cases {
         assert_eq!(tokenizer.encode(text, true).unwrap(), expected, "{text}");
-        assert_eq!(
-            tokenizer.encode(text, false).unwrap(),
-            expected[1..],
-            "{text}"
-        );
+        assert_eq!(tokenizer.encode(text, false).unwrap(), expected[1..], "{text}");
         assert_eq!(tokenizer.decode(expected, false).unwrap(), decoded);
         assert_eq!(tokenizer.decode(expected, true).unwrap(), plain);
     }
@@ -277,12 +213,7 @@ fn a_sentencepiece_tokenizer_agrees_with_transformers() {
     assert_eq!(tokenizer.id("<tool>"), Some(278));
     assert!(tokenizer.is_special(278) && !tokenizer.is_special(269));
     assert_eq!(tokenizer.token(269).as_deref(), Some("▁h"));
-    assert_eq!(
-        tokenizer
-            .decode(&[269, 1_000_000, u32::MAX, 264], false)
-            .unwrap(),
-        "he"
-    );
+    assert_eq!(tokenizer.decode(&[269, 1_000_000, u32::MAX, 264], false).unwrap(), "he");
 }
 
 /// Recorded from transformers' `update_post_processor`. The other classes ignore both flags.
@@ -294,28 +225,15 @@ fn the_llama_classes_obey_add_bos_token() {
         (false, true, &[269, 264, 272, 2]),
         (false, false, &[269, 264, 272]),
     ];
-    for class in [
-        "LlamaTokenizer",
-        "LlamaTokenizerFast",
-        "PreTrainedTokenizerFast",
-        "Qwen2Tokenizer",
-    ] {
+    for class in ["LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast", "Qwen2Tokenizer"] {
         for (bos, eos, expected) in cases {
             let mut config = sentencepiece_config();
             config["tokenizer_class"] = class.into();
             config["add_bos_token"] = bos.into();
             config["add_eos_token"] = eos.into();
             let tokenizer = build(&sentencepiece(), &config).unwrap();
-            let expected = if class.starts_with("Llama") {
-                expected
-            } else {
-                cases[0].2
-            };
-            assert_eq!(
-                tokenizer.encode("hello", true).unwrap(),
-                expected,
-                "{class} {bos} {eos}"
-            );
+            let expected = if class.starts_with("Llama") { expected } else { cases[0].2 };
+            assert_eq!(tokenizer.encode("hello", true).unwrap(), expected, "{class} {bos} {eos}");
             assert_eq!(tokenizer.encode("hello", false).unwrap(), cases[3].2);
         }
     }
@@ -329,10 +247,9 @@ fn the_llama_classes_obey_add_bos_token() {
 #[test]
 fn spaces_are_cleaned_up_for_word_pieces() {
     let ids = [1, 2, 5, 3, 4, 6, 7, 1, 8, 9, 10, 11, 12];
-    for (cleans_up, expected) in [
-        (true, "don'ting it's.'do, we're! é"),
-        (false, "do n'ting it 's . ' do , we 're ! é"),
-    ] {
+    for (cleans_up, expected) in
+        [(true, "don'ting it's.'do, we're! é"), (false, "do n'ting it 's . ' do , we 're ! é")]
+    {
         let config = json!({"clean_up_tokenization_spaces": cleans_up, "unk_token": "[UNK]"});
         let tokenizer = build(&word_pieces(), &config).unwrap();
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), expected);
@@ -344,8 +261,7 @@ fn spaces_are_cleaned_up_for_word_pieces() {
 fn streamed_pieces_are_the_text_of_the_whole() {
     let plain = json!({});
     let fixture = |name: &str| fixtures().join(name).join("tokenizer.json");
-    let byte_level: Value =
-        serde_json::from_slice(&std::fs::read(fixture("mixtral")).unwrap()).unwrap();
+    let byte_level: Value = serde_json::from_slice(&std::fs::read(fixture("mixtral")).unwrap()).unwrap();
     let with_decoder = |decoder: Value| {
         let mut tokenizer = sentencepiece();
         tokenizer["decoder"] = decoder;
@@ -359,48 +275,15 @@ fn streamed_pieces_are_the_text_of_the_whole() {
     let fuse = json!({"type": "Fuse"});
     let cases = [
         ("byte level", build(&byte_level, &plain)),
-        (
-            "sentencepiece",
-            build(&sentencepiece(), &sentencepiece_config()),
-        ),
-        (
-            "strips three",
-            build(
-                &with_decoder(sequence(&[&replace, &fallback, &fuse, &strip])),
-                &plain,
-            ),
-        ),
-        (
-            "strips each",
-            build(
-                &with_decoder(sequence(&[&replace, &fallback, &strip])),
-                &plain,
-            ),
-        ),
-        (
-            "no strip",
-            build(
-                &with_decoder(sequence(&[&replace, &fallback, &fuse])),
-                &plain,
-            ),
-        ),
-        (
-            "metaspace",
-            build(&with_decoder(metaspace("always")), &plain),
-        ),
-        (
-            "metaspace, never",
-            build(&with_decoder(metaspace("never")), &plain),
-        ),
+        ("sentencepiece", build(&sentencepiece(), &sentencepiece_config())),
+        ("strips three", build(&with_decoder(sequence(&[&replace, &fallback, &fuse, &strip])), &plain)),
+        ("strips each", build(&with_decoder(sequence(&[&replace, &fallback, &strip])), &plain)),
+        ("no strip", build(&with_decoder(sequence(&[&replace, &fallback, &fuse])), &plain)),
+        ("metaspace", build(&with_decoder(metaspace("always")), &plain)),
+        ("metaspace, never", build(&with_decoder(metaspace("never")), &plain)),
         ("no decoder", build(&with_decoder(Value::Null), &plain)),
         ("word pieces", build(&word_pieces(), &plain)),
-        (
-            "word pieces, clean",
-            build(
-                &word_pieces(),
-                &json!({"clean_up_tokenization_spaces": true}),
-            ),
-        ),
+        ("word pieces, clean", build(&word_pieces(), &json!({"clean_up_tokenization_spaces": true}))),
     ];
     for (name, tokenizer) in cases {
         let tokenizer = tokenizer.unwrap();
@@ -411,12 +294,7 @@ fn streamed_pieces_are_the_text_of_the_whole() {
             let mut ids: Vec<u32> = Vec::new();
             for _ in 0..random.below(60) {
                 match random.below(4) {
-                    0 => ids.extend(
-                        "é日😀"
-                            .bytes()
-                            .take(random.below(9))
-                            .map(|b| u32::from(b) + 3),
-                    ),
+                    0 => ids.extend("é日😀".bytes().take(random.below(9)).map(|b| u32::from(b) + 3)),
                     _ => ids.push(random.below(size + 3) as u32),
                 }
             }
@@ -439,9 +317,7 @@ fn streamed_pieces_are_the_text_of_the_whole() {
 fn a_stream_gives_text_out_as_soon_as_it_is_settled() {
     let tokenizer = build(&sentencepiece(), &sentencepiece_config()).unwrap();
     let mut stream = tokenizer.stream(true);
-    let pieces: Vec<String> = [1, 274, 275, 233, 162, 275]
-        .map(|id| stream.push(id))
-        .to_vec();
+    let pieces: Vec<String> = [1, 274, 275, 233, 162, 275].map(|id| stream.push(id)).to_vec();
     assert_eq!(pieces, ["", "hello", " a", "", "", "\u{FFFD}\u{FFFD} a"]);
 
     let tokenizer = Tokenizer::open(&fixtures().join("mixtral")).unwrap();
@@ -457,30 +333,17 @@ fn stop_strings_agree_with_a_naive_search() {
     let alphabet = ['a', 'b', 'é'];
     for seed in 0..5000u64 {
         let mut random = Random(seed);
-        let mut word =
-            |length: usize| -> String { (0..length).map(|_| alphabet[random.below(3)]).collect() };
+        let mut word = |length: usize| -> String { (0..length).map(|_| alphabet[random.below(3)]).collect() };
         let text = word(30);
-        let stops: Vec<String> = [1, 2, 3, 4, 6]
-            .iter()
-            .map(|length| word(*length + 1))
-            .collect();
+        let stops: Vec<String> = [1, 2, 3, 4, 6].iter().map(|length| word(*length + 1)).collect();
         let count = 1 + random.below(4);
-        let stops: Vec<String> = stops
-            .into_iter()
-            .skip(random.below(2))
-            .take(count)
-            .collect();
+        let stops: Vec<String> = stops.into_iter().skip(random.below(2)).take(count).collect();
 
         // The first end of a match, and of those the first beginning.
-        let naive = (0..=text.len())
-            .filter(|end| text.is_char_boundary(*end))
-            .find_map(|end| {
-                let ending = stops
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, stop)| text[..end].ends_with(*stop));
-                ending.map(|(index, stop)| (end - stop.len(), index)).min()
-            });
+        let naive = (0..=text.len()).filter(|end| text.is_char_boundary(*end)).find_map(|end| {
+            let ending = stops.iter().enumerate().filter(|(_, stop)| text[..end].ends_with(*stop));
+            ending.map(|(index, stop)| (end - stop.len(), index)).min()
+        });
 
         let mut stream = StopStream::new(stops.clone()).unwrap();
         let (mut out, mut stopped_by, mut rest) = (String::new(), None, text.as_str());
@@ -495,21 +358,14 @@ fn stop_strings_agree_with_a_naive_search() {
             rest = &rest[cut..];
             // What is out is never part of a match, and what is held could become one.
             let seen = text.len() - rest.len();
-            assert!(
-                stopped_by.is_some()
-                    || seen - out.len() < stops.iter().map(String::len).max().unwrap()
-            );
+            assert!(stopped_by.is_some() || seen - out.len() < stops.iter().map(String::len).max().unwrap());
         }
         out.push_str(&stream.finish());
         let expected = match naive {
             Some((start, index)) => (&text[..start], Some(index)),
             None => (text.as_str(), None),
         };
-        assert_eq!(
-            (out.as_str(), stopped_by),
-            expected,
-            "seed {seed}: {text} {stops:?}"
-        );
+        assert_eq!((out.as_str(), stopped_by), expected, "seed {seed}: {text} {stops:?}");
     }
 }
 
@@ -518,64 +374,26 @@ fn stop_strings_agree_with_a_naive_search() {
 fn broken_files_are_errors_that_name_them() {
     let message = |json: &str, config: &str| {
         let config = Some(config.as_bytes());
-        Tokenizer::from_bytes("dir", json.as_bytes(), config, None)
-            .unwrap_err()
-            .to_string()
+        Tokenizer::from_bytes("dir", json.as_bytes(), config, None).unwrap_err().to_string()
     };
     let good = sentencepiece().to_string();
     for (json, config, start) in [
         ("{", "{}", "dir/tokenizer.json is not valid JSON: EOF"),
-        (
-            "[]",
-            "{}",
-            "dir/tokenizer.json: the whole file should be an object, found a list",
-        ),
-        (
-            "{}",
-            "{}",
-            "dir/tokenizer.json is not a usable tokenizer: it has no model section",
-        ),
-        (
-            r#"{"model": {"type": "BPE"}}"#,
-            "{}",
-            "dir/tokenizer.json is not a usable tokenizer: ",
-        ),
-        (
-            r#"{"model": {"type": "Odd"}}"#,
-            "{}",
-            "dir/tokenizer.json is not a usable tokenizer: ",
-        ),
+        ("[]", "{}", "dir/tokenizer.json: the whole file should be an object, found a list"),
+        ("{}", "{}", "dir/tokenizer.json is not a usable tokenizer: it has no model section"),
+        (r#"{"model": {"type": "BPE"}}"#, "{}", "dir/tokenizer.json is not a usable tokenizer: "),
+        (r#"{"model": {"type": "Odd"}}"#, "{}", "dir/tokenizer.json is not a usable tokenizer: "),
         (&good, "[", "dir/tokenizer_config.json is not valid JSON"),
-        (
-            &good,
-            r#"{"add_bos_token": "yes"}"#,
-            "dir/tokenizer_config.json: add_bos_token should be",
-        ),
-        (
-            &good,
-            r#"{"added_tokens_decoder": {"x": "y"}}"#,
-            "dir/tokenizer_config.json: added_tokens",
-        ),
+        (&good, r#"{"add_bos_token": "yes"}"#, "dir/tokenizer_config.json: add_bos_token should be"),
+        (&good, r#"{"added_tokens_decoder": {"x": "y"}}"#, "dir/tokenizer_config.json: added_tokens"),
     ] {
         let message = message(json, config);
         assert!(message.starts_with(start), "{message}");
     }
-    let error = Tokenizer::open(Path::new("/nowhere/at/all"))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.starts_with("cannot read /nowhere/at/all/tokenizer.json: "),
-        "{error}"
-    );
-    assert!(
-        ChatTemplate::open(Path::new("/nowhere/at/all"))
-            .unwrap()
-            .is_none()
-    );
-    assert_eq!(
-        GenerationConfig::open(Path::new("/nowhere")).unwrap(),
-        GenerationConfig::default()
-    );
+    let error = Tokenizer::open(Path::new("/nowhere/at/all")).unwrap_err().to_string();
+    assert!(error.starts_with("cannot read /nowhere/at/all/tokenizer.json: "), "{error}");
+    assert!(ChatTemplate::open(Path::new("/nowhere/at/all")).unwrap().is_none());
+    assert_eq!(GenerationConfig::open(Path::new("/nowhere")).unwrap(), GenerationConfig::default());
 
     // No cut or damage may panic; most are errors, some still make a tokenizer.
     let bytes = good.as_bytes();
@@ -603,22 +421,16 @@ fn template(config: Value, files: &[(&str, &str, &[u8])]) -> Result<ChatTemplate
 /// Templates in the style of the released families, rendered by transformers.
 #[test]
 fn recorded_templates_render_as_in_transformers() {
-    let tokens =
-        json!({"bos_token": "<|bos|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"});
+    let tokens = json!({"bos_token": "<|bos|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"});
     let mut count = 0;
     for family in CHAT_CASES.split("=== template ").skip(1) {
         let mut sections = family.split("\n=== ");
         let (name, source) = sections.next().unwrap().split_once('\n').unwrap();
-        let sections: Vec<(&str, &str)> = sections
-            .map(|section| section.split_once('\n').unwrap())
-            .collect();
+        let sections: Vec<(&str, &str)> = sections.map(|section| section.split_once('\n').unwrap()).collect();
         let files = [("default", "chat_template.jinja", source.as_bytes())];
-        let template =
-            template(tokens.clone(), &files).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let template = template(tokens.clone(), &files).unwrap_or_else(|error| panic!("{name}: {error}"));
         for pair in sections.chunks(2) {
-            let [(case, record), (kind, expected)] = pair else {
-                panic!("{name}: odd record")
-            };
+            let [(case, record), (kind, expected)] = pair else { panic!("{name}: odd record") };
             let (expected, _) = expected.rsplit_once("\n===").unwrap();
             let record: Value = serde_json::from_str(record).unwrap();
             let input = ChatInput {
@@ -660,10 +472,7 @@ fn the_right_template_is_chosen() {
     assert_eq!(listed.render(&input).unwrap(), "rag");
     input.template = Some("odd");
     let message = listed.render(&input).unwrap_err().to_string();
-    assert!(
-        message.contains("\"odd\", only default, rag, tool_use"),
-        "{message}"
-    );
+    assert!(message.contains("\"odd\", only default, rag, tool_use"), "{message}");
 
     input.template = None;
     let single = template(json!({"chat_template": "single"}), &[]).unwrap();
@@ -673,11 +482,7 @@ fn the_right_template_is_chosen() {
 
     let dir = std::env::temp_dir().join(format!("phalanx-text-{}", std::process::id()));
     std::fs::create_dir_all(dir.join("chat_templates")).unwrap();
-    std::fs::write(
-        dir.join("tokenizer_config.json"),
-        r#"{"chat_template": "old"}"#,
-    )
-    .unwrap();
+    std::fs::write(dir.join("tokenizer_config.json"), r#"{"chat_template": "old"}"#).unwrap();
     std::fs::write(dir.join("chat_template.jinja"), "file").unwrap();
     std::fs::write(dir.join("chat_templates/tool_use.jinja"), "tool file").unwrap();
     let opened = ChatTemplate::open(&dir).unwrap().unwrap();
@@ -694,17 +499,12 @@ fn failing_templates_say_where_and_why() {
     let messages = [json!({"role": "user", "content": "x"})];
     let input = ChatInput::new(&messages, WallTime::from_unix(0, 0));
     let error = template(json!({"chat_template": "a\n{% if x %}\n{% endfor %}"}), &[]).unwrap_err();
-    let start =
-        "dir/tokenizer_config.json (chat_template) line 3: the chat template cannot be parsed: ";
+    let start = "dir/tokenizer_config.json (chat_template) line 3: the chat template cannot be parsed: ";
     assert!(error.to_string().starts_with(start), "{error}");
 
     let render = |source: &str| {
         let file = [("default", "chat_template.jinja", source.as_bytes())];
-        template(json!({}), &file)
-            .unwrap()
-            .render(&input)
-            .unwrap_err()
-            .to_string()
+        template(json!({}), &file).unwrap().render(&input).unwrap_err().to_string()
     };
     let start = "dir/chat_template.jinja line 2: the chat template failed: ";
     for source in [
@@ -717,16 +517,10 @@ fn failing_templates_say_where_and_why() {
     ] {
         let message = render(source);
         assert!(message.starts_with(start), "{source}: {message}");
-        assert!(
-            message.contains("or put a corrected chat_template.jinja beside it"),
-            "{message}"
-        );
+        assert!(message.contains("or put a corrected chat_template.jinja beside it"), "{message}");
     }
     let message = render("{% macro m() %}{{ raise_exception('no ' ~ 1) }}{% endmacro %}{{ m() }}");
-    assert_eq!(
-        message,
-        "the model's chat template refuses this conversation: no 1"
-    );
+    assert_eq!(message, "the model's chat template refuses this conversation: no 1");
     let endless = render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}");
     assert!(endless.contains("recursion"), "{endless}");
 
@@ -734,10 +528,7 @@ fn failing_templates_say_where_and_why() {
     let none = ChatInput::new(&[], input.now);
     assert!(matches!(template.render(&none), Err(ChatError::NoMessages)));
     let odd = [json!("hi")];
-    let odd = template
-        .render(&ChatInput::new(&odd, input.now))
-        .unwrap_err()
-        .to_string();
+    let odd = template.render(&ChatInput::new(&odd, input.now)).unwrap_err().to_string();
     assert!(odd.starts_with("message 0 should be an object"), "{odd}");
 }
 
@@ -768,10 +559,7 @@ fn distributions_agree_with_transformers() {
         let tokens = |list: &[(u32, f64)]| list.iter().map(|(token, _)| *token).collect::<Vec<_>>();
         assert_eq!(tokens(&kept), tokens(expected), "{sampling:?}");
         for ((token, share), (_, wanted)) in kept.iter().zip(expected) {
-            assert!(
-                (share - wanted).abs() < 1e-12,
-                "{token}: {share} {wanted}, {sampling:?}"
-            );
+            assert!((share - wanted).abs() < 1e-12, "{token}: {share} {wanted}, {sampling:?}");
         }
     }
 }
@@ -786,15 +574,9 @@ fn frequencies_follow_the_probabilities() {
         let shares = distribution(&logits, &PROMPT, &GENERATED, &sampling(fields.clone())).unwrap();
         let mut counts = vec![0u64; logits.len()];
         for draw in 0..DRAWS {
-            let sampling = sampling(SamplingFields {
-                seed: draw,
-                ..fields.clone()
-            });
+            let sampling = sampling(SamplingFields { seed: draw, ..fields.clone() });
             let choice = choose(&logits, &PROMPT, &GENERATED, &sampling, seed).unwrap();
-            let (_, share) = shares
-                .iter()
-                .find(|(token, _)| *token == choice.token)
-                .unwrap();
+            let (_, share) = shares.iter().find(|(token, _)| *token == choice.token).unwrap();
             assert!((choice.logprob - share.ln()).abs() < 1e-9);
             counts[choice.token as usize] += 1;
         }
@@ -806,10 +588,7 @@ fn frequencies_follow_the_probabilities() {
             })
             .sum();
         let free = shares.len() as f64 - 1.0;
-        assert!(
-            chi_square <= free + 3.1 * (2.0 * free).sqrt() + 5.0,
-            "{chi_square} of {free}"
-        );
+        assert!(chi_square <= free + 3.1 * (2.0 * free).sqrt() + 5.0, "{chi_square} of {free}");
     }
 }
 
@@ -817,16 +596,8 @@ fn frequencies_follow_the_probabilities() {
 #[test]
 fn a_choice_depends_on_its_arguments_alone() {
     let logits = logits(1);
-    let sampling = sampling(SamplingFields {
-        temperature: 1.5,
-        seed: 42,
-        ..Default::default()
-    });
-    let run = |position| {
-        choose(&logits, &PROMPT, &GENERATED, &sampling, position)
-            .unwrap()
-            .token
-    };
+    let sampling = sampling(SamplingFields { temperature: 1.5, seed: 42, ..Default::default() });
+    let run = |position| choose(&logits, &PROMPT, &GENERATED, &sampling, position).unwrap().token;
     let forwards: Vec<u32> = (0..50).map(run).collect();
     let mut backwards: Vec<u32> = (0..50).rev().map(run).collect();
     backwards.reverse();
@@ -849,15 +620,9 @@ fn logprobs_agree_with_torch() {
     ];
     assert_eq!(found.top.len(), 5);
     for ((token, logprob), (wanted_token, wanted)) in found.top.iter().zip(expected) {
-        assert!(
-            *token == wanted_token && (logprob - wanted).abs() < 1e-12,
-            "{token} {logprob}"
-        );
+        assert!(*token == wanted_token && (logprob - wanted).abs() < 1e-12, "{token} {logprob}");
     }
-    assert_eq!(
-        logprobs(&[1.0, 1.0], 5, 9).unwrap().chosen,
-        f64::NEG_INFINITY
-    );
+    assert_eq!(logprobs(&[1.0, 1.0], 5, 9).unwrap().chosen, f64::NEG_INFINITY);
     assert_eq!(logprobs(&[1.0, 1.0], 0, 9).unwrap().top.len(), 2);
 }
 
@@ -872,14 +637,8 @@ fn ids_without_a_logit_are_passed_over() {
     };
     let choice = choose(&[1.0, 0.0], &[7, u32::MAX], &[8], &sampling(fields), 0).unwrap();
     assert_eq!(choice.token, 1);
-    let result = Sampling::new(SamplingFields {
-        top_p: 2.0,
-        ..Default::default()
-    });
-    assert!(matches!(
-        result,
-        Err(SamplingError::Field { field: "top_p", .. })
-    ));
+    let result = Sampling::new(SamplingFields { top_p: 2.0, ..Default::default() });
+    assert!(matches!(result, Err(SamplingError::Field { field: "top_p", .. })));
 }
 
 /// (seed of the logits, fields, (token, probability) of what is left), recorded from transformers'

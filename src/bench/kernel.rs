@@ -80,7 +80,10 @@ impl Kernel {
         if !self.json {
             show(&format!(
                 "{}, {} threads, class {}, path {}\n\n     k x n         m        us   of read   of peak   of roof   read GB/s   GFLOP/s\n",
-                host.cpu, pool.threads(), kernels.class(), kernels.path()
+                host.cpu,
+                pool.threads(),
+                kernels.class(),
+                kernels.path()
             ))?;
         }
         let mut figures = Vec::new();
@@ -121,7 +124,8 @@ impl Kernel {
         let bytes = 2.0 * (k * n) as f64;
         let flops = 2.0 * (m * k * n) as f64;
         // A window is a few milliseconds: long against a clock's noise, short against a neighbour's.
-        let per = (16e6 / bytes).max(2e9 / flops).min(64.0).ceil().min((16e6 / bytes).max(1.0).ceil()) as usize;
+        let per =
+            (16e6 / bytes).max(2e9 / flops).min(64.0).ceil().min((16e6 / bytes).max(1.0).ceil()) as usize;
         let mut next = 0;
         let mut at = 0;
         let mut probe = || {
@@ -144,7 +148,11 @@ impl Kernel {
                     RowType::F32 => RowsRef::F32 { data: &floats, stride: k },
                 };
                 let sink = Sink::Store(RowsMut::new(&mut out, m, n, n));
-                multiply(kernels, pool, &mut [Task { weights, bias: None, input, pick: None, rows: m, sink }]);
+                multiply(
+                    kernels,
+                    pool,
+                    &mut [Task { weights, bias: None, input, pick: None, rows: m, sink }],
+                );
             }
             let time = start.elapsed().as_secs_f64() / per as f64;
             let after = probe();

@@ -243,7 +243,8 @@ impl Model {
             let time = start.elapsed() / done.max(1);
             let after = limits.measure(session);
             let (touched, positions) = (touched as f64 / f64::from(done), positions as f64 / f64::from(done));
-            let bytes = costs.trunk_bytes + touched * costs.expert_bytes + positions * costs.kv_bytes_per_token;
+            let bytes =
+                costs.trunk_bytes + touched * costs.expert_bytes + positions * costs.kv_bytes_per_token;
             let adds = batch as f64 * (costs.row + costs.head) + positions * costs.position;
             figure.steps.push(Step::new(time, touched, bytes, adds, before, after));
             before = after;
@@ -262,7 +263,8 @@ impl Model {
         let vocab = session.trunk.spec().vocab;
         let length = self.prefill;
         let mut random = Random(1000 + batch as u64);
-        let name = if batch == 1 { format!("prefill {length}") } else { format!("prefill {batch} x {length}") };
+        let name =
+            if batch == 1 { format!("prefill {length}") } else { format!("prefill {batch} x {length}") };
         let mut figure = Figure { name, rows: batch * length, steps: Vec::new() };
         let mut logits = Vec::new();
         let begin = Instant::now();
@@ -283,7 +285,8 @@ impl Model {
             let after = limits.measure(session);
             let positions = (batch * length) as f64 * (length + 1) as f64 / 2.0;
             let bytes = costs.trunk_bytes + touched as f64 * costs.expert_bytes;
-            let adds = (batch * length) as f64 * costs.row + positions * costs.position + batch as f64 * costs.head;
+            let adds =
+                (batch * length) as f64 * costs.row + positions * costs.position + batch as f64 * costs.head;
             figure.steps.push(Step::new(time, touched as f64, bytes, adds, before, after));
             before = after;
             sequences.into_iter().for_each(|s| session.cache.release(s));
@@ -301,7 +304,10 @@ fn counted(session: &mut Session, runs: &mut [Run<'_>]) -> Result<usize, Failure
 }
 
 fn likeliest(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().fold((0, f32::MIN), |best, (i, x)| if *x > best.1 { (i, *x) } else { best });
+    let best = logits
+        .iter()
+        .enumerate()
+        .fold((0, f32::MIN), |best, (i, x)| if *x > best.1 { (i, *x) } else { best });
     best.0 as u32
 }
 
@@ -350,7 +356,14 @@ fn costs(spec: &Spec, trunk_bytes: u64) -> Costs {
 }
 
 impl Step {
-    fn new(time: Duration, touched: f64, bytes: f64, adds: f64, before: (f64, f64), after: (f64, f64)) -> Self {
+    fn new(
+        time: Duration,
+        touched: f64,
+        bytes: f64,
+        adds: f64,
+        before: (f64, f64),
+        after: (f64, f64),
+    ) -> Self {
         // What a probe measures is a speed: the mean of two windows of equal work is harmonic.
         let mean = |a: f64, b: f64| 2.0 / (1.0 / a + 1.0 / b);
         let (bandwidth, peak) = (mean(before.0, after.0), mean(before.1, after.1));

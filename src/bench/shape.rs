@@ -98,7 +98,8 @@ impl Shape {
         let mut add = |name: String, shape: &[usize]| tensors.push(Synthetic { name, shape: shape.to_vec() });
         add("model.embed_tokens.weight".into(), &[vocab, hidden]);
         for layer in 0..self.get("layers") {
-            let mut add = |name: &str, shape: &[usize]| add(format!("model.layers.{layer}.{name}.weight"), shape);
+            let mut add =
+                |name: &str, shape: &[usize]| add(format!("model.layers.{layer}.{name}.weight"), shape);
             add("input_layernorm", &[hidden]);
             add("self_attn.q_proj", &[queries, hidden]);
             add("self_attn.k_proj", &[keys, hidden]);

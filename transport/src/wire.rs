@@ -142,9 +142,14 @@ impl Header {
             Element::F32 => 2,
         };
         bytes[8..16].copy_from_slice(&self.dispatch.to_le_bytes());
-        for (at, value) in
-            [(16, self.layer), (20, self.expert), (24, self.rows), (28, self.columns), (40, self.remaining_us), (44, self.payload_crc)]
-        {
+        for (at, value) in [
+            (16, self.layer),
+            (20, self.expert),
+            (24, self.rows),
+            (28, self.columns),
+            (40, self.remaining_us),
+            (44, self.payload_crc),
+        ] {
             bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
         }
         bytes[32..40].copy_from_slice(&self.payload_bytes().to_le_bytes());

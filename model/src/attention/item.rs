@@ -314,7 +314,8 @@ impl ValueProduct<'_> {
         panel: usize,
         positions: Range<usize>,
     ) {
-        let page = self.cache.value_panel(self.layer, self.span.sequence, self.kv_head, panel, positions.start);
+        let page =
+            self.cache.value_panel(self.layer, self.span.sequence, self.kv_head, panel, positions.start);
         let slot = positions.start % PAGE;
         let mut alone = [Line([0.0; LANES]); 2];
         let b = match self.product.row_type {
@@ -323,7 +324,7 @@ impl ValueProduct<'_> {
             RowType::Bf16 => {
                 // SAFETY: the slot's pair lies inside the panel.
                 let pair = unsafe { page.add(slot / 2 * LANES * 4) };
-                if slot % 2 == 0 {
+                if slot.is_multiple_of(2) {
                     pair
                 } else {
                     for (lane, x) in alone[1].0.iter_mut().enumerate() {

@@ -46,7 +46,10 @@ pub(super) fn read(source: &Source, number: usize) -> Result<Vec<(String, Tensor
     let malformed =
         |problem: String| CheckpointError::Malformed { file: source.path().to_path_buf(), problem };
     if source.length() < 8 {
-        return Err(malformed(format!("is {} bytes long, too short for a safetensors header", source.length())));
+        return Err(malformed(format!(
+            "is {} bytes long, too short for a safetensors header",
+            source.length()
+        )));
     }
     let mut length = [0; 8];
     source.read_at(0, &mut length)?;

@@ -208,12 +208,7 @@ impl Checkpoint {
     }
 
     /// The error for a tensor of an unusable type.
-    pub fn wrong_dtype(
-        &self,
-        name: &str,
-        tensor: &Tensor,
-        expected: &'static str,
-    ) -> CheckpointError {
+    pub fn wrong_dtype(&self, name: &str, tensor: &Tensor, expected: &'static str) -> CheckpointError {
         CheckpointError::Dtype {
             file: self.file_of(tensor).to_path_buf(),
             tensor: name.to_string(),
@@ -228,12 +223,7 @@ impl Checkpoint {
     }
 
     /// Reads `range` (bytes, relative to the tensor's beginning) into `buffer`, which has its length.
-    pub fn read(
-        &self,
-        tensor: &Tensor,
-        range: Range<u64>,
-        buffer: &mut [u8],
-    ) -> Result<(), CheckpointError> {
+    pub fn read(&self, tensor: &Tensor, range: Range<u64>, buffer: &mut [u8]) -> Result<(), CheckpointError> {
         assert!(range.end <= tensor.bytes.end - tensor.bytes.start, "inside the tensor");
         assert_eq!(range.end - range.start, buffer.len() as u64, "buffer has the range's length");
         self.files[tensor.file].read_at(tensor.bytes.start + range.start, buffer)
@@ -258,7 +248,9 @@ fn weight_map(file: &Path, text: &[u8]) -> Result<HashMap<String, String>, Check
             Some(shard) if !shard.is_empty() && !shard.contains(['/', '\\']) && shard != ".." => {
                 Ok((tensor.clone(), shard.to_string()))
             }
-            _ => Err(malformed(format!("`weight_map` gives tensor `{tensor}` to {shard}, expected a file name"))),
+            _ => Err(malformed(format!(
+                "`weight_map` gives tensor `{tensor}` to {shard}, expected a file name"
+            ))),
         })
         .collect()
 }

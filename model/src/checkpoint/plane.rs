@@ -37,9 +37,16 @@ enum Stored<'c> {
     F16,
     F32,
     /// `scales` is F32 `[ceil(rows / block_rows), ceil(columns / block_columns)]`.
-    Fp8 { scales: &'c Tensor, block_rows: usize, block_columns: usize },
+    Fp8 {
+        scales: &'c Tensor,
+        block_rows: usize,
+        block_columns: usize,
+    },
     /// One exponent per 32 values of a row, from byte `first` of `scales` on.
-    Mxfp4 { scales: &'c Tensor, first: u64 },
+    Mxfp4 {
+        scales: &'c Tensor,
+        first: u64,
+    },
 }
 
 /// The scales of a plane; empty for types that have none.
@@ -199,7 +206,8 @@ impl<'c> Plane<'c> {
 
     /// Bytes read for all of it.
     pub fn stored_bytes(&self) -> u64 {
-        (self.rows * self.row_bytes()) as u64 + self.scale_bytes().map_or(0, |(_, range)| range.end - range.start)
+        (self.rows * self.row_bytes()) as u64
+            + self.scale_bytes().map_or(0, |(_, range)| range.end - range.start)
     }
 
     /// Where the scales lie, relative to their tensor.
@@ -260,12 +268,7 @@ impl<'c> Plane<'c> {
         for row in range.clone().step_by(step) {
             let rows = step.min(range.end - row);
             let first = self.first + (row * row_bytes) as u64;
-            reader.bytes.resize(rows * row_bytes, 0);
-            let mut bytes = std::mem::take(&mut reader.bytes);
-            let read = self.checkpoint.read(self.tensor, first..first + bytes.len() as u64, &mut bytes);
-            reader.hash(&bytes);
-            reader.bytes = bytes;
-            read?;
+            self.read_piece(reader, first, rows * row_bytes)?;
             self.widen(reader, scales, row, rows);
             let values = match reader.exact && self.is_wide() {
                 true => Values::F32(&reader.floats),
@@ -276,18 +279,34 @@ impl<'c> Plane<'c> {
         Ok(())
     }
 
-    /// From `reader.bytes` to `reader.halves` or `reader.floats`.
+    /// Reads and hashes a piece: BF16 at once to where it is packed from, other types to be widened.
+    fn read_piece(&self, reader: &mut Reader, first: u64, length: usize) -> Result<(), CheckpointError> {
+        let mut halves = std::mem::take(&mut reader.halves);
+        let mut bytes = std::mem::take(&mut reader.bytes);
+        let buffer = match self.stored {
+            Stored::Bf16 => {
+                halves.resize(length / 2, 0);
+                bytes_of(&mut halves)
+            }
+            _ => {
+                bytes.resize(length, 0);
+                &mut bytes
+            }
+        };
+        let read = self.checkpoint.read(self.tensor, first..first + length as u64, buffer);
+        reader.hash(buffer);
+        (reader.halves, reader.bytes) = (halves, bytes);
+        read
+    }
+
+    /// From what was read to `reader.halves` or `reader.floats`.
     fn widen(&self, reader: &mut Reader, scales: &Scales, row: usize, rows: usize) {
         let Reader { bytes, halves, floats, nan_tensors, rounded_tensors, exact, .. } = reader;
         let count = rows * self.columns;
         let (pairs, _) = bytes.as_chunks::<2>();
         halves.resize(count, 0);
         match &self.stored {
-            Stored::Bf16 => {
-                for (half, bytes) in halves.iter_mut().zip(pairs) {
-                    *half = u16::from_le_bytes(*bytes);
-                }
-            }
+            Stored::Bf16 => halves.iter_mut().for_each(|half| *half = u16::from_le(*half)),
             Stored::F16 | Stored::F32 => {
                 floats.resize(count, 0.0);
                 if matches!(self.stored, Stored::F16) {
@@ -339,7 +358,8 @@ impl<'c> Plane<'c> {
                 }
             }
         }
-        if halves.iter().fold(false, |nan, x| nan | (x & 0x7fff > 0x7f80)) {
+        // Without their signs, NaNs are the greatest bit patterns; signed, so that vectors can compare.
+        if halves.iter().fold(0, |most, x| most.max((x & 0x7fff) as i16)) > 0x7f80 {
             Reader::note(nan_tensors, &self.name);
         }
     }
@@ -396,6 +416,12 @@ fn values(
         Reader::note(&mut reader.nan_tensors, name);
     }
     Ok(values)
+}
+
+/// The memory of BF16 values as bytes, to be read into.
+fn bytes_of(halves: &mut [u16]) -> &mut [u8] {
+    // SAFETY: a u16 is two bytes without padding, any bytes are u16s, and the borrow goes on.
+    unsafe { std::slice::from_raw_parts_mut(halves.as_mut_ptr().cast(), size_of_val(halves)) }
 }
 
 fn floats_of(bytes: &[u8]) -> Vec<f32> {

@@ -99,7 +99,11 @@ impl Source {
                     None => {
                         return Err(CheckpointError::Malformed {
                             file: self.path.clone(),
-                            problem: format!("ends after {} bytes, {} are needed", bytes.len(), start + buffer.len()),
+                            problem: format!(
+                                "ends after {} bytes, {} are needed",
+                                bytes.len(),
+                                start + buffer.len()
+                            ),
                         });
                     }
                 }

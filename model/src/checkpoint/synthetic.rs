@@ -51,25 +51,32 @@ impl Checkpoint {
 }
 
 impl Generator {
-    /// Fills `buffer` from `offset` on.
-    pub(super) fn fill(&self, offset: u64, buffer: &mut [u8]) {
+    /// Fills `buffer` from `offset` on; both are whole values.
+    pub(super) fn fill(&self, offset: u64, mut buffer: &mut [u8]) {
         let mut tensor = self.tensors.partition_point(|(start, _)| *start <= offset) - 1;
-        for (pair, at) in buffer.chunks_mut(2).zip((offset..).step_by(2)) {
-            while self.tensors.get(tensor + 1).is_some_and(|(start, _)| *start <= at) {
-                tensor += 1;
-            }
+        let mut at = offset;
+        while !buffer.is_empty() {
             let scale = self.tensors[tensor].1;
-            let value = if scale == 0.0 { 1.0 } else { self.noise(at) * scale };
-            pair.copy_from_slice(&crate::kernel::round_bf16(value).to_le_bytes()[..pair.len()]);
+            let left = self.tensors.get(tensor + 1).map_or(u64::MAX, |(next, _)| next - at);
+            let (part, rest) = buffer.split_at_mut(left.min(buffer.len() as u64) as usize);
+            for (pair, place) in part.chunks_exact_mut(2).zip((at / 2..).map(|i| i as u32)) {
+                let value = if scale == 0.0 { 1.0 } else { self.noise(place) * scale };
+                // Rounding by adding half a unit: no value here is near the ends of the range.
+                let bits = value.to_bits().wrapping_add(0x8000) >> 16;
+                pair.copy_from_slice(&(bits as u16).to_le_bytes());
+            }
+            at += part.len() as u64;
+            (buffer, tensor) = (rest, tensor + 1);
         }
     }
 
-    /// Between -1 and 1, from the place alone (splitmix64).
-    fn noise(&self, at: u64) -> f32 {
-        let mut z = self.seed ^ at.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z >> 40) as i32 - (1 << 23)) as f32 / (1 << 23) as f32
+    /// Between -1 and 1, from the place alone: a 32-bit mix, so that eight go side by side.
+    #[inline]
+    fn noise(&self, place: u32) -> f32 {
+        let mut z = (self.seed as u32 ^ place).wrapping_mul(0x9e37_79b9);
+        z = (z ^ z >> 16).wrapping_mul(0x85eb_ca6b);
+        z = (z ^ z >> 13).wrapping_mul(0xc2b2_ae35);
+        ((z >> 8) as i32 - (1 << 23)) as f32 * (1.0 / (1 << 23) as f32)
     }
 }
 

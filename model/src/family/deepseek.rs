@@ -2,9 +2,7 @@
 
 use crate::config::{Config, ConfigError};
 use crate::rope::{Layout, Rope, RopeDefaults, yarn_mscale};
-use crate::spec::{
-    Activation, Attention, FeedForward, Gate, GroupWorth, Groups, Latent, Layer, Moe, Shared,
-};
+use crate::spec::{Activation, Attention, FeedForward, Gate, GroupWorth, Groups, Latent, Layer, Moe, Shared};
 
 /// The inner norms of latent attention are built with this whatever `rms_norm_eps` says.
 const INNER_NORM_EPS: f32 = 1e-6;
@@ -31,7 +29,9 @@ pub(super) fn layers(
         RopeDefaults { head_dim: rotary_dim, theta: 1e4, layout: defaults.layout },
     )?;
     if rope.dim() != rotary_dim {
-        return Err(config.unsupported("partial_rotary_factor", "latent attention rotates all of qk_rope_head_dim"));
+        return Err(
+            config.unsupported("partial_rotary_factor", "latent attention rotates all of qk_rope_head_dim")
+        );
     }
     let latent = Latent {
         heads,
@@ -64,10 +64,7 @@ pub(super) fn layers(
         width,
         activation: Activation::Silu,
         expert_bias: false,
-        gate: Gate {
-            scaling: config.number_or("routed_scaling_factor", defaults.scaling)? as f32,
-            ..gate
-        },
+        gate: Gate { scaling: config.number_or("routed_scaling_factor", defaults.scaling)? as f32, ..gate },
         shared: (shared > 0).then(|| Shared { width: width * shared, gated: false }),
     };
     let count = config.size("num_hidden_layers")?;

@@ -26,8 +26,7 @@ pub(super) fn spec(config: &Config) -> Result<Spec, ConfigError> {
         renormalize: None,
         scaling: 1.0,
     };
-    let defaults =
-        Defaults { first_dense: 0, shared: 2, scaling: 1.0, layout: Layout::Interleaved };
+    let defaults = Defaults { first_dense: 0, shared: 2, scaling: 1.0, layout: Layout::Interleaved };
     let (rope, layers) = layers(config, gate, &defaults)?;
     let hidden = config.size("hidden_size")?;
     assemble(config, Family::DeepseekV2, hidden, rope, 1e-6, false, layers)

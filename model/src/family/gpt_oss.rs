@@ -41,15 +41,13 @@ pub(super) fn spec(config: &Config) -> Result<Spec, ConfigError> {
             .map(|l| if l % 2 == 0 { "sliding_attention" } else { "full_attention" })
             .collect(),
     };
-    let windows = windows_of_types(config, &types, sizes.layers, || {
-        config.size_or("sliding_window", 128).map(Some)
-    })?;
+    let windows =
+        windows_of_types(config, &types, sizes.layers, || config.size_or("sliding_window", 128).map(Some))?;
     let layers = windows
         .into_iter()
         .map(|window| layer(grouped.clone(), window, FeedForward::Moe(moe.clone())))
         .collect();
-    let defaults =
-        RopeDefaults { head_dim: sizes.head_dim, theta: 150_000.0, layout: Layout::Halves };
+    let defaults = RopeDefaults { head_dim: sizes.head_dim, theta: 150_000.0, layout: Layout::Halves };
     let parameters = match Rope::parameters(config)? {
         Some(parameters) => parameters,
         None => config.default_object("rope_scaling", default_scaling()),
@@ -82,10 +80,7 @@ pub(super) fn windows_of_types(
         .map(|&kind| match kind {
             "full_attention" => Ok(None),
             "sliding_attention" => window(),
-            _ => Err(config.unsupported(
-                "layer_types",
-                "supported are full_attention and sliding_attention",
-            )),
+            _ => Err(config.unsupported("layer_types", "supported are full_attention and sliding_attention")),
         })
         .collect()
 }

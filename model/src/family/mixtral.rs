@@ -21,11 +21,9 @@ pub(super) fn spec(config: &Config) -> Result<Spec, ConfigError> {
         shared: None,
     };
     let window = config.size_or_none("sliding_window")?;
-    let layers = (0..sizes.layers)
-        .map(|_| layer(sizes.grouped(), window, FeedForward::Moe(moe.clone())))
-        .collect();
-    let defaults =
-        RopeDefaults { head_dim: sizes.head_dim, theta: 1e6, layout: Layout::Halves };
+    let layers =
+        (0..sizes.layers).map(|_| layer(sizes.grouped(), window, FeedForward::Moe(moe.clone()))).collect();
+    let defaults = RopeDefaults { head_dim: sizes.head_dim, theta: 1e6, layout: Layout::Halves };
     let rope = Rope::from_config(config, defaults)?;
     assemble(config, Family::Mixtral, sizes.hidden, rope, 1e-5, false, layers)
 }

@@ -26,11 +26,9 @@ pub(super) fn spec(config: &Config) -> Result<Spec, ConfigError> {
         Some(_) => return Err(config.invalid("clip_qkv", "a number from 0 on, or null")),
         None => None,
     };
-    let layers = (0..sizes.layers)
-        .map(|_| layer(grouped.clone(), None, FeedForward::Moe(moe.clone())))
-        .collect();
-    let defaults =
-        RopeDefaults { head_dim: sizes.head_dim, theta: 1e4, layout: Layout::Halves };
+    let layers =
+        (0..sizes.layers).map(|_| layer(grouped.clone(), None, FeedForward::Moe(moe.clone()))).collect();
+    let defaults = RopeDefaults { head_dim: sizes.head_dim, theta: 1e4, layout: Layout::Halves };
     let rope = Rope::from_config(config, defaults)?;
     assemble(config, Family::Olmoe, sizes.hidden, rope, 1e-5, false, layers)
 }

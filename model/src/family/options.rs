@@ -3,8 +3,7 @@
 use crate::config::{Config, ConfigError};
 use crate::rope::Rope;
 use crate::spec::{
-    Attention, Family, FeedForward, Gate, Grouped, Layer, QkNorm, Quantization, Renormalize, Score,
-    Spec,
+    Attention, Family, FeedForward, Gate, Grouped, Layer, QkNorm, Quantization, Renormalize, Score, Spec,
 };
 
 /// Sizes that every family has.
@@ -26,10 +25,9 @@ impl Sizes {
         let absent = if config.has("num_key_value_heads") { None } else { kv_heads };
         let kv_heads = config.size_or("num_key_value_heads", absent.unwrap_or(heads))?;
         if heads % kv_heads != 0 {
-            return Err(config.invalid(
-                "num_key_value_heads",
-                format!("a divisor of num_attention_heads ({heads})"),
-            ));
+            return Err(
+                config.invalid("num_key_value_heads", format!("a divisor of num_attention_heads ({heads})"))
+            );
         }
         let head_dim = match config.size_or_none("head_dim")? {
             Some(dim) => dim,

@@ -28,8 +28,7 @@ pub(super) fn spec(config: &Config) -> Result<Spec, ConfigError> {
             layer(grouped.clone(), windows[l], forward)
         })
         .collect();
-    let defaults =
-        RopeDefaults { head_dim: sizes.head_dim, theta: 1e4, layout: Layout::Halves };
+    let defaults = RopeDefaults { head_dim: sizes.head_dim, theta: 1e4, layout: Layout::Halves };
     let rope = Rope::from_config(config, defaults)?;
     assemble(config, Family::Qwen2Moe, sizes.hidden, rope, 1e-6, false, layers)
 }

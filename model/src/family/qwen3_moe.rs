@@ -37,8 +37,7 @@ pub(super) fn spec(config: &Config) -> Result<Spec, ConfigError> {
             layer(grouped.clone(), window, forward)
         })
         .collect();
-    let defaults =
-        RopeDefaults { head_dim: sizes.head_dim, theta: 1e4, layout: Layout::Halves };
+    let defaults = RopeDefaults { head_dim: sizes.head_dim, theta: 1e4, layout: Layout::Halves };
     let rope = Rope::from_config(config, defaults)?;
     assemble(config, Family::Qwen3Moe, sizes.hidden, rope, 1e-6, false, layers)
 }

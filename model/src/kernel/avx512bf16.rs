@@ -7,8 +7,8 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_loadu_ps,
-    _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+    __m512, __m512bh, __m512i, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_reduce_add_ps,
+    _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
 use super::block::{Block, Kernel, STEP};
@@ -158,8 +158,5 @@ pub(super) fn peak(turns: usize) -> f32 {
             *sum = _mm512_dpbf16_ps(*sum, x, x);
         }
     }
-    _mm512_reduce_add_ps(
-        sums.into_iter()
-            .fold(_mm512_setzero_ps(), |all, sum| _mm512_add_ps(all, sum)),
-    )
+    _mm512_reduce_add_ps(sums.into_iter().fold(_mm512_setzero_ps(), |all, sum| _mm512_add_ps(all, sum)))
 }

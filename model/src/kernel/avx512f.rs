@@ -10,8 +10,8 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m512, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_reduce_add_ps,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    __m512, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_reduce_add_ps, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
 use super::block::{Block, Kernel, STEP};
@@ -147,10 +147,10 @@ macro_rules! sums {
         if $block.accumulate {
             for row in 0..$rows {
                 for panel in 0..$panels {
+                    let at = row * $block.c_stride + panel * 16;
                     // SAFETY: the caller promises so many sums.
-                    sums[row * $panels + panel] = unsafe {
-                        _mm512_loadu_ps($block.c.add(row * $block.c_stride + panel * 16))
-                    };
+                    let before = unsafe { _mm512_loadu_ps($block.c.add(at)) };
+                    sums[row * $panels + panel] = before;
                 }
             }
         }

@@ -38,21 +38,9 @@ mod tests {
                 continue;
             }
             let bits = wide.to_bits();
-            assert_eq!(
-                round(f32::from_bits(bits + 0x7fff)),
-                x,
-                "below the half of {x:#x}"
-            );
-            assert_eq!(
-                round(f32::from_bits(bits + 0x8000)),
-                x + (x & 1),
-                "the half of {x:#x}"
-            );
-            assert_eq!(
-                round(f32::from_bits(bits + 0x8001)),
-                x + 1,
-                "above the half of {x:#x}"
-            );
+            assert_eq!(round(f32::from_bits(bits + 0x7fff)), x, "below the half of {x:#x}");
+            assert_eq!(round(f32::from_bits(bits + 0x8000)), x + (x & 1), "the half of {x:#x}");
+            assert_eq!(round(f32::from_bits(bits + 0x8001)), x + 1, "above the half of {x:#x}");
         }
         assert_eq!(round(f32::MAX), 0x7f80);
     }

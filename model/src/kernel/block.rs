@@ -39,11 +39,7 @@ pub(super) struct Ahead {
 
 impl Ahead {
     /// A line that is in the cache after the first time.
-    pub(super) const NOTHING: Ahead = Ahead {
-        start: NOWHERE.as_ptr(),
-        stride: 0,
-        step: 0,
-    };
+    pub(super) const NOTHING: Ahead = Ahead { start: NOWHERE.as_ptr(), stride: 0, step: 0 };
 }
 
 static NOWHERE: [u8; 128] = [0; 128];

@@ -52,9 +52,7 @@ pub enum KernelError {
         name: String,
     },
     /// This CPU lacks an instruction. Nothing was changed.
-    #[error(
-        "the path {path} needs {feature}, which this CPU lacks; use the numeric class portable"
-    )]
+    #[error("the path {path} needs {feature}, which this CPU lacks; use the numeric class portable")]
     Missing {
         /// The path asked for.
         path: Path,
@@ -130,11 +128,7 @@ impl Kernels {
 
 impl NumericClass {
     /// All classes.
-    pub const ALL: [NumericClass; 3] = [
-        NumericClass::F32,
-        NumericClass::Portable,
-        NumericClass::Avx512Bf16,
-    ];
+    pub const ALL: [NumericClass; 3] = [NumericClass::F32, NumericClass::Portable, NumericClass::Avx512Bf16];
 
     /// What rows are made of in this class.
     pub fn row_type(self) -> RowType {
@@ -190,9 +184,9 @@ impl Path {
                 Path::Plain => None,
                 Path::Avx2 => avx2(),
                 Path::Avx512f => avx512(),
-                Path::Avx512Bf16 => avx512()
-                    .or((!std::arch::is_x86_feature_detected!("avx512bf16"))
-                        .then_some("avx512bf16")),
+                Path::Avx512Bf16 => {
+                    avx512().or((!std::arch::is_x86_feature_detected!("avx512bf16")).then_some("avx512bf16"))
+                }
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -224,9 +218,7 @@ impl FromStr for NumericClass {
         NumericClass::ALL
             .into_iter()
             .find(|class| class.to_string() == name)
-            .ok_or_else(|| KernelError::UnknownClass {
-                name: name.to_owned(),
-            })
+            .ok_or_else(|| KernelError::UnknownClass { name: name.to_owned() })
     }
 }
 
@@ -258,13 +250,7 @@ mod tests {
     #[test]
     fn a_path_of_another_class_is_refused() {
         let error = Kernels::new(NumericClass::Portable, Path::Avx512Bf16);
-        assert_eq!(
-            error,
-            Err(KernelError::Unfit {
-                class: NumericClass::Portable,
-                path: Path::Avx512Bf16
-            })
-        );
+        assert_eq!(error, Err(KernelError::Unfit { class: NumericClass::Portable, path: Path::Avx512Bf16 }));
         assert!(Kernels::new(NumericClass::Avx512Bf16, Path::Plain).is_ok());
     }
 }

@@ -73,12 +73,7 @@ pub(super) fn drive(kernels: Kernels, pool: &Pool, tasks: &[Task<'_>]) {
         let mode = Plan::mode(kernels, bf16_rows, shape.element == Element::Bf16);
         let plan = Plan::new(kernels, mode, task.rows.div_ceil(runs.max(1)), shape.k);
         let units = shape.panels().div_ceil(2);
-        shares.push(Share {
-            plan,
-            first: total,
-            units,
-            runs,
-        });
+        shares.push(Share { plan, first: total, units, runs });
         total += units * runs;
         work += shape.bytes() * task.rows.div_ceil(8);
     }
@@ -89,17 +84,8 @@ pub(super) fn drive(kernels: Kernels, pool: &Pool, tasks: &[Task<'_>]) {
         threads: pool.threads(),
         next: AtomicUsize::new(0),
     };
-    let compute = |_| {
-        SCRATCH.with(|scratch| {
-            Thread {
-                kernels,
-                claims: &claims,
-                scratch,
-                rows_held: None,
-            }
-            .run()
-        })
-    };
+    let compute =
+        |_| SCRATCH.with(|scratch| Thread { kernels, claims: &claims, scratch, rows_held: None }.run());
     if work < WORK_ALONE {
         compute(0)
     } else {
@@ -129,28 +115,15 @@ impl Claims<'_, '_> {
                 task += 1;
             }
             let share = &self.shares[task];
-            let (run, unit) = (
-                (at - share.first) / share.units,
-                (at - share.first) % share.units,
-            );
+            let (run, unit) = ((at - share.first) / share.units, (at - share.first) % share.units);
             // Smaller towards the end, so that all threads finish together.
-            let most = if self.threads == 1 {
-                usize::MAX
-            } else {
-                ((self.total - at) / (2 * self.threads)).max(1)
-            };
+            let most =
+                if self.threads == 1 { usize::MAX } else { ((self.total - at) / (2 * self.threads)).max(1) };
             let units = (share.plan.tile / 2).min(share.units - unit).min(most);
-            match self.next.compare_exchange_weak(
-                at,
-                at + units,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            ) {
+            match self.next.compare_exchange_weak(at, at + units, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => {
-                    let (rows, panels) = (
-                        self.tasks.0[task].rows,
-                        self.tasks.0[task].weights.shape().panels(),
-                    );
+                    let (rows, panels) =
+                        (self.tasks.0[task].rows, self.tasks.0[task].weights.shape().panels());
                     let row = rows * run / share.runs;
                     return Some(Tile {
                         task,
@@ -179,9 +152,7 @@ struct Scratch {
 
 impl Scratch {
     fn new() -> Scratch {
-        Scratch {
-            memory: Region::new((ROW_BYTES + SUM_BYTES).next_multiple_of(2 << 20)),
-        }
+        Scratch { memory: Region::new((ROW_BYTES + SUM_BYTES).next_multiple_of(2 << 20)) }
     }
 
     fn rows(&self) -> *mut f32 {
@@ -237,28 +208,11 @@ impl Thread<'_, '_> {
                 let (row, end) = (tile.rows * index / passes, tile.rows * (index + 1) / passes);
                 let rows = end - row;
                 let (a, a_stride) = if whole {
-                    let held = Held {
-                        task: tile.task,
-                        row: tile.row,
-                        rows: tile.rows,
-                        term: 0,
-                        terms: k,
-                    };
+                    let held = Held { task: tile.task, row: tile.row, rows: tile.rows, term: 0, terms: k };
                     let a_stride = self.hold(task, plan.mode, held);
-                    (
-                        self.scratch
-                            .rows()
-                            .wrapping_add(row * a_stride + columns(plan.mode, k0)),
-                        a_stride,
-                    )
+                    (self.scratch.rows().wrapping_add(row * a_stride + columns(plan.mode, k0)), a_stride)
                 } else {
-                    let held = Held {
-                        task: tile.task,
-                        row: tile.row + row,
-                        rows,
-                        term: k0,
-                        terms,
-                    };
+                    let held = Held { task: tile.task, row: tile.row + row, rows, term: k0, terms };
                     (self.scratch.rows(), self.hold(task, plan.mode, held))
                 };
                 let blocks = rows.div_ceil(plan.rows_max);
@@ -281,8 +235,7 @@ impl Thread<'_, '_> {
                         let (first, end) = (rows * block / blocks, rows * (block + 1) / blocks);
                         let ahead = plan.ahead(self.kernels, after, panels, terms, block, blocks);
                         let count = end - first;
-                        let kernel =
-                            Plan::kernel(self.kernels, plan.mode, count, panels, ahead.step != 0);
+                        let kernel = Plan::kernel(self.kernels, plan.mode, count, panels, ahead.step != 0);
                         let block = Block {
                             rows: count,
                             panels,
@@ -291,10 +244,7 @@ impl Thread<'_, '_> {
                             a_stride,
                             b: at(panel, k0),
                             b_stride: panel_bytes,
-                            c: self
-                                .scratch
-                                .sums()
-                                .wrapping_add((row + first) * c_stride + panel * PANEL),
+                            c: self.scratch.sums().wrapping_add((row + first) * c_stride + panel * PANEL),
                             c_stride,
                             accumulate: k0 > 0,
                             ahead,
@@ -360,8 +310,7 @@ impl Thread<'_, '_> {
                     }
                 }
                 RowsRef::F32 { data, stride } => {
-                    target[..held.terms]
-                        .copy_from_slice(&data[source * stride + held.term..][..held.terms]);
+                    target[..held.terms].copy_from_slice(&data[source * stride + held.term..][..held.terms]);
                 }
             }
         }

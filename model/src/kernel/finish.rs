@@ -24,12 +24,7 @@ impl Sums {
     #[inline(always)]
     fn at(&self, row: usize, panel: usize) -> &[f32; PANEL] {
         // SAFETY: whoever made this promised sums for all its rows and panels.
-        unsafe {
-            &*self
-                .start
-                .add(row * self.row_stride + panel * self.panel_stride)
-                .cast::<[f32; PANEL]>()
-        }
+        unsafe { &*self.start.add(row * self.row_stride + panel * self.panel_stride).cast::<[f32; PANEL]>() }
     }
 }
 
@@ -38,9 +33,7 @@ fn body<F: Fused>(task: &Task<'_>, sums: Sums) {
     let ones = [0.0_f32; PANEL];
     // Without a bias nothing is added: adding zero would turn -0.0 into 0.0.
     let bias = |panel: usize| match task.bias {
-        Some(bias) => bias[panel * PANEL..]
-            .first_chunk::<PANEL>()
-            .expect("a bias covers whole panels"),
+        Some(bias) => bias[panel * PANEL..].first_chunk::<PANEL>().expect("a bias covers whole panels"),
         None => &ones,
     };
     let value = |row: usize, panel: usize| {
@@ -56,13 +49,7 @@ fn body<F: Fused>(task: &Task<'_>, sums: Sums) {
     match &task.sink {
         Sink::Store(out) => each(&sums, out.columns(), |row, panel, column, count| {
             // SAFETY: see `each`.
-            unsafe {
-                store(
-                    &value(row, panel),
-                    out.pointer(sums.row + row, column),
-                    count,
-                )
-            }
+            unsafe { store(&value(row, panel), out.pointer(sums.row + row, column), count) }
         }),
         Sink::Add(out) => each(&sums, out.columns(), |row, panel, column, count| {
             let value = value(row, panel);
@@ -74,23 +61,13 @@ fn body<F: Fused>(task: &Task<'_>, sums: Sums) {
         }),
         Sink::Round(RowOut::F32(out)) => each(&sums, out.columns(), |row, panel, column, count| {
             // SAFETY: see `each`.
-            unsafe {
-                store(
-                    &value(row, panel),
-                    out.pointer(sums.row + row, column),
-                    count,
-                )
-            }
+            unsafe { store(&value(row, panel), out.pointer(sums.row + row, column), count) }
         }),
         Sink::Round(RowOut::Bf16(out)) => {
             each(&sums, out.columns(), |row, panel, column, count| {
                 // SAFETY: see `each`.
                 unsafe {
-                    store(
-                        &value(row, panel).map(bf16::round),
-                        out.pointer(sums.row + row, column),
-                        count,
-                    )
+                    store(&value(row, panel).map(bf16::round), out.pointer(sums.row + row, column), count)
                 }
             })
         }
@@ -106,38 +83,23 @@ fn body<F: Fused>(task: &Task<'_>, sums: Sums) {
                     }
                     Activation::ClampedSwiglu { alpha, limit } => {
                         for lane in 0..PANEL {
-                            result[lane] =
-                                math::clamped_swiglu::<F>(gate[lane], up[lane], alpha, limit);
+                            result[lane] = math::clamped_swiglu::<F>(gate[lane], up[lane], alpha, limit);
                         }
                     }
                 }
                 result
             };
             debug_assert!(sums.panel.is_multiple_of(2) && sums.panels.is_multiple_of(2));
-            let pairs = Sums {
-                panel: sums.panel / 2,
-                panels: sums.panels / 2,
-                ..sums
-            };
+            let pairs = Sums { panel: sums.panel / 2, panels: sums.panels / 2, ..sums };
             match out {
                 RowOut::F32(out) => each(&pairs, out.columns(), |row, pair, column, count| {
                     // SAFETY: see `each`.
-                    unsafe {
-                        store(
-                            &gated(row, pair),
-                            out.pointer(sums.row + row, column),
-                            count,
-                        )
-                    }
+                    unsafe { store(&gated(row, pair), out.pointer(sums.row + row, column), count) }
                 }),
                 RowOut::Bf16(out) => each(&pairs, out.columns(), |row, pair, column, count| {
                     // SAFETY: see `each`.
                     unsafe {
-                        store(
-                            &gated(row, pair).map(bf16::round),
-                            out.pointer(sums.row + row, column),
-                            count,
-                        )
+                        store(&gated(row, pair).map(bf16::round), out.pointer(sums.row + row, column), count)
                     }
                 }),
             }

@@ -53,21 +53,13 @@ pub(crate) fn fused_software(a: f32, b: f32, c: f32) -> f32 {
 #[inline]
 pub(crate) fn fused_flushed(a: f32, b: f32, c: f32) -> f32 {
     let flush = |x: f32| {
-        if x.is_subnormal() {
-            0.0_f32.copysign(x)
-        } else {
-            x
-        }
+        if x.is_subnormal() { 0.0_f32.copysign(x) } else { x }
     };
     let sum = fused_to_odd(flush(a), flush(b), flush(c));
     // With an unbounded exponent, what is nearer to the smallest normal number than to its lower neighbour
     // (2^-150 below, not 2^-149) is rounded up to it and is not tiny.
     let tiny_below = f64::from(f32::MIN_POSITIVE) * (1.0 - f64::from(f32::EPSILON) / 4.0);
-    if sum.abs() < tiny_below {
-        0.0_f32.copysign(sum as f32)
-    } else {
-        sum as f32
-    }
+    if sum.abs() < tiny_below { 0.0_f32.copysign(sum as f32) } else { sum as f32 }
 }
 
 /// `a * b + c` in f64, rounded to odd.
@@ -87,11 +79,7 @@ fn fused_to_odd(a: f32, b: f32, c: f32) -> f64 {
         return sum;
     }
     // The true sum lies between `sum` and its odd neighbour on the side of `lost`.
-    let odd = if (lost > 0.0) == (sum > 0.0) {
-        bits + 1
-    } else {
-        bits - 1
-    };
+    let odd = if (lost > 0.0) == (sum > 0.0) { bits + 1 } else { bits - 1 };
     f64::from_bits(odd)
 }
 

@@ -88,19 +88,12 @@ impl Task<'_> {
             Some(pick) => {
                 assert_eq!(pick.len(), self.rows, "rows picked");
                 let greatest = pick.iter().copied().max().map_or(0, |row| row as usize + 1);
-                assert!(
-                    greatest <= available,
-                    "row {} picked of {available}",
-                    greatest.wrapping_sub(1)
-                );
+                assert!(greatest <= available, "row {} picked of {available}", greatest.wrapping_sub(1));
             }
             None => assert!(self.rows <= available, "{} rows of {available}", self.rows),
         }
         let gate = matches!(self.sink, Sink::Gate { .. });
-        assert!(
-            !gate || shape.gated,
-            "gate and up of a matrix that is not gated"
-        );
+        assert!(!gate || shape.gated, "gate and up of a matrix that is not gated");
         let columns = if gate { shape.n / 2 } else { shape.n };
         assert!(gate || !shape.gated, "a gated matrix without an activation");
         assert_eq!(self.sink.columns(), columns, "columns of the sink");

@@ -23,18 +23,8 @@ const AHEAD: usize = 512;
 
 /// How fast the threads of the pool together read `bytes` of `memory` from `offset` on, in GB/s. Walk through much more
 /// memory than the caches hold, and write it once before: pages that were never written are all one page.
-pub fn read_bandwidth(
-    kernels: Kernels,
-    pool: &Pool,
-    memory: &Region,
-    offset: usize,
-    bytes: usize,
-) -> f64 {
-    assert!(
-        offset + bytes <= memory.bytes(),
-        "{bytes} bytes from {offset} on, of {}",
-        memory.bytes()
-    );
+pub fn read_bandwidth(kernels: Kernels, pool: &Pool, memory: &Region, offset: usize, bytes: usize) -> f64 {
+    assert!(offset + bytes <= memory.bytes(), "{bytes} bytes from {offset} on, of {}", memory.bytes());
     assert!(
         offset.is_multiple_of(64) && bytes.is_multiple_of(CHUNK),
         "{bytes} bytes from {offset} on are not whole pieces of {CHUNK}"

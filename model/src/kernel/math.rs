@@ -168,18 +168,9 @@ fn max_body<F: Fused>(x: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn exp_sub_sum_body<F: Fused>(
-    values: &mut [f32],
-    max: f32,
-    offset: usize,
-    sums: &mut [f32; LANES],
-) {
+fn exp_sub_sum_body<F: Fused>(values: &mut [f32], max: f32, offset: usize, sums: &mut [f32; LANES]) {
     let first = offset % LANES;
-    let head = if first == 0 {
-        0
-    } else {
-        (LANES - first).min(values.len())
-    };
+    let head = if first == 0 { 0 } else { (LANES - first).min(values.len()) };
     let (head, rest) = values.split_at_mut(head);
     for (index, value) in head.iter_mut().enumerate() {
         *value = exp_body::<F>(*value - max);
@@ -360,9 +351,8 @@ mod tests {
                 if want > f64::from(f32::MAX) {
                     continue;
                 }
-                let unit = (f64::from_bits(want.to_bits() & 0x7ff0_0000_0000_0000)
-                    * f64::from(f32::EPSILON))
-                .max(1.4e-45);
+                let unit = (f64::from_bits(want.to_bits() & 0x7ff0_0000_0000_0000) * f64::from(f32::EPSILON))
+                    .max(1.4e-45);
                 worst = worst.max((got - want).abs() / unit);
             }
             bits += 997;
@@ -393,11 +383,7 @@ mod tests {
                     let f: Vec<f32> = (0..4).map(|i| e[i] + e[i + 4]).collect();
                     (f[0] + f[2]) + (f[1] + f[3])
                 };
-                assert_eq!(
-                    dot16(kernels, &a, &b).to_bits(),
-                    tree(sums).to_bits(),
-                    "{kernels:?} {count}"
-                );
+                assert_eq!(dot16(kernels, &a, &b).to_bits(), tree(sums).to_bits(), "{kernels:?} {count}");
                 assert_eq!(
                     sum_squares16(kernels, &a).to_bits(),
                     tree(squares).to_bits(),
@@ -407,10 +393,7 @@ mod tests {
                 round_row(kernels, &b, &mut half);
                 let mut wide = vec![0.0; count];
                 widen_row(kernels, &half, &mut wide);
-                assert_eq!(
-                    dot16_bf16(kernels, &a, &half).to_bits(),
-                    dot16(kernels, &a, &wide).to_bits()
-                );
+                assert_eq!(dot16_bf16(kernels, &a, &half).to_bits(), dot16(kernels, &a, &wide).to_bits());
                 let (mut one, mut two) = (a.clone(), a.clone());
                 axpy(kernels, &mut one, 0.3, &wide);
                 axpy_bf16(kernels, &mut two, 0.3, &half);
@@ -442,11 +425,7 @@ mod tests {
                     exp_sub_sum(kernels, part, greatest, offset, &mut sums);
                     offset += count;
                 }
-                assert_eq!(
-                    sums.map(f32::to_bits),
-                    want.map(f32::to_bits),
-                    "{kernels:?} {block}"
-                );
+                assert_eq!(sums.map(f32::to_bits), want.map(f32::to_bits), "{kernels:?} {block}");
                 assert_eq!(values, whole);
             }
         }

@@ -43,31 +43,17 @@ pub struct Shape {
 impl Shape {
     /// An ordinary matrix.
     pub fn plain(n: usize, k: usize, element: Element) -> Shape {
-        Shape {
-            n,
-            k,
-            element,
-            gated: false,
-        }
+        Shape { n, k, element, gated: false }
     }
 
     /// Gate and up of `width` columns each.
     pub fn gated(width: usize, k: usize, element: Element) -> Shape {
-        Shape {
-            n: 2 * width,
-            k,
-            element,
-            gated: true,
-        }
+        Shape { n: 2 * width, k, element, gated: true }
     }
 
     /// How many panels it has.
     pub fn panels(self) -> usize {
-        if self.gated {
-            2 * (self.n / 2).div_ceil(PANEL)
-        } else {
-            self.n.div_ceil(PANEL)
-        }
+        if self.gated { 2 * (self.n / 2).div_ceil(PANEL) } else { self.n.div_ceil(PANEL) }
     }
 
     /// Values of a bias in panel order, padding included.
@@ -107,11 +93,7 @@ impl Shape {
     }
 
     fn check(self, placement: Placement) {
-        assert_eq!(
-            self.gated,
-            placement != Placement::Plain,
-            "placement {placement:?} in {self:?}"
-        );
+        assert_eq!(self.gated, placement != Placement::Plain, "placement {placement:?} in {self:?}");
     }
 }
 
@@ -146,20 +128,11 @@ impl Matrix {
     /// A matrix to be filled, in the next free bytes of `region`.
     pub fn builder(region: &Arc<Region>, shape: Shape) -> MatrixBuilder {
         assert!(shape.k > 0 && shape.n > 0, "an empty matrix: {shape:?}");
-        assert!(
-            !shape.gated || shape.n.is_multiple_of(2),
-            "gate and up differ in width: {shape:?}"
-        );
+        assert!(!shape.gated || shape.n.is_multiple_of(2), "gate and up differ in width: {shape:?}");
         let part = region.take(shape.bytes());
         MatrixBuilder {
-            matrix: Matrix {
-                shape,
-                region: Arc::clone(region),
-                offset: part.offset,
-            },
-            busy: (0..shape.panels())
-                .map(|_| AtomicBool::new(false))
-                .collect(),
+            matrix: Matrix { shape, region: Arc::clone(region), offset: part.offset },
+            busy: (0..shape.panels()).map(|_| AtomicBool::new(false)).collect(),
             packed: AtomicUsize::new(0),
         }
     }
@@ -203,21 +176,13 @@ impl Matrix {
     /// The weights of one source column, widened. For tests and digests, not fast.
     pub fn column(&self, placement: Placement, column: usize) -> Vec<f32> {
         self.shape.check(placement);
-        assert!(
-            column < self.shape.source_columns(placement),
-            "column {column} of {:?}",
-            self.shape
-        );
+        assert!(column < self.shape.source_columns(placement), "column {column} of {:?}", self.shape);
         let (panel, lane) = self.shape.place(placement, column);
         let panel = self.panel(panel);
         let value = |k: usize| match self.shape.element {
             Element::Bf16 => {
                 // SAFETY: k and lane are inside the panel, which is inside the region.
-                let value = unsafe {
-                    *panel
-                        .cast::<u16>()
-                        .add(k / 2 * 2 * PANEL + lane * 2 + k % 2)
-                };
+                let value = unsafe { *panel.cast::<u16>().add(k / 2 * 2 * PANEL + lane * 2 + k % 2) };
                 bf16::widen(value)
             }
             // SAFETY: as above.
@@ -229,18 +194,8 @@ impl Matrix {
     /// A bias in panel order, padded with zeros.
     pub fn place_bias(&self, placement: Placement, values: &[f32], bias: &mut [f32]) {
         self.shape.check(placement);
-        assert_eq!(
-            values.len(),
-            self.shape.source_columns(placement),
-            "the bias of {:?}",
-            self.shape
-        );
-        assert_eq!(
-            bias.len(),
-            self.shape.bias_len(),
-            "the placed bias of {:?}",
-            self.shape
-        );
+        assert_eq!(values.len(), self.shape.source_columns(placement), "the bias of {:?}", self.shape);
+        assert_eq!(bias.len(), self.shape.bias_len(), "the placed bias of {:?}", self.shape);
         for (column, &value) in values.iter().enumerate() {
             let (panel, lane) = self.shape.place(placement, column);
             bias[panel * PANEL + lane] = value;
@@ -249,9 +204,7 @@ impl Matrix {
 
     /// Where a panel begins.
     pub(super) fn panel(&self, panel: usize) -> *const u8 {
-        self.region
-            .as_ptr()
-            .wrapping_add(self.offset + panel * self.shape.panel_bytes())
+        self.region.as_ptr().wrapping_add(self.offset + panel * self.shape.panel_bytes())
     }
 }
 
@@ -322,10 +275,7 @@ impl MatrixBuilder {
     ) {
         let shape = self.checked(placement, Element::Bf16);
         let count = rows_in(values.len(), columns, stride);
-        assert!(
-            first_k + count <= shape.k,
-            "{count} terms from {first_k} on, in {shape:?}"
-        );
+        assert!(first_k + count <= shape.k, "{count} terms from {first_k} on, in {shape:?}");
         // So many k at a time that their values stay in the cache while they go to all panels.
         let block = (BLOCK_VALUES / stride).max(2).next_multiple_of(2);
         let mut index = 0;
@@ -342,9 +292,7 @@ impl MatrixBuilder {
                     // All values of these lines, checked.
                     let values = &values[(at * stride + column).min(values.len())..];
                     assert!(
-                        pairs == 0
-                            || (2 * pairs - 1) * stride + lanes[PANEL - 1].1 - column
-                                < values.len()
+                        pairs == 0 || (2 * pairs - 1) * stride + lanes[PANEL - 1].1 - column < values.len()
                     );
                     let every_second = lanes[1].1 == column + 2;
                     let line = panel.wrapping_add((first_k + at) / 2 * 64);
@@ -352,16 +300,9 @@ impl MatrixBuilder {
                     unsafe { pack::pack_lines(values.as_ptr(), stride, pairs, every_second, line) };
                     at += 2 * pairs;
                 }
-                let single = if lanes.len() == PANEL {
-                    at.min(end)
-                } else {
-                    index
-                };
-                let head = if lanes.len() == PANEL && (first_k + index) % 2 == 1 {
-                    index..index + 1
-                } else {
-                    0..0
-                };
+                let single = if lanes.len() == PANEL { at.min(end) } else { index };
+                let head =
+                    if lanes.len() == PANEL && (first_k + index) % 2 == 1 { index..index + 1 } else { 0..0 };
                 for at in head.chain(single..end) {
                     let k = first_k + at;
                     for &(lane, source) in lanes {
@@ -408,11 +349,7 @@ impl MatrixBuilder {
         if count == 0 {
             return;
         }
-        let step = if placement == Placement::Interleaved {
-            2
-        } else {
-            1
-        };
+        let step = if placement == Placement::Interleaved { 2 } else { 1 };
         let run = PANEL * step;
         for group in first / run..(first + count).div_ceil(run) {
             for second in 0..step {
@@ -430,10 +367,7 @@ impl MatrixBuilder {
                 };
                 let (panel, _) = shape.place(placement, first + source);
                 let busy = &self.busy[panel];
-                while busy
-                    .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
-                    .is_err()
-                {
+                while busy.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
                     std::thread::yield_now();
                 }
                 fill(self.matrix.panel(panel).cast_mut(), &lanes[..filled]);
@@ -457,9 +391,7 @@ mod tests {
     use super::*;
 
     fn values(count: usize) -> Vec<u16> {
-        (0..count)
-            .map(|i| (i.wrapping_mul(40503) >> 3) as u16 & 0xbfff)
-            .collect()
+        (0..count).map(|i| (i.wrapping_mul(40503) >> 3) as u16 & 0xbfff).collect()
     }
 
     fn wide(values: &[u16]) -> Vec<f32> {
@@ -489,12 +421,7 @@ mod tests {
                 for lane in n % PANEL..if n % PANEL == 0 { 0 } else { PANEL } {
                     for line in 0..lines {
                         // SAFETY: inside the last panel.
-                        let pair = unsafe {
-                            *matrix
-                                .panel(n / PANEL)
-                                .cast::<u32>()
-                                .add(line * PANEL + lane)
-                        };
+                        let pair = unsafe { *matrix.panel(n / PANEL).cast::<u32>().add(line * PANEL + lane) };
                         assert_eq!(pair, 0, "padding of {n} x {k}");
                     }
                 }
@@ -516,11 +443,7 @@ mod tests {
                 }
                 let matrix = builder.finish();
                 for (column, row) in source.chunks(k).enumerate() {
-                    assert_eq!(
-                        matrix.column(Placement::Plain, column),
-                        wide(row),
-                        "{n} x {k} by {piece}"
-                    );
+                    assert_eq!(matrix.column(Placement::Plain, column), wide(row), "{n} x {k} by {piece}");
                 }
             }
         }
@@ -542,10 +465,8 @@ mod tests {
         }
         let (one, two) = (one.finish(), two.finish());
         for column in 0..n {
-            let (one, two) = (
-                one.column(Placement::Interleaved, column),
-                two.column(Placement::Interleaved, column),
-            );
+            let (one, two) =
+                (one.column(Placement::Interleaved, column), two.column(Placement::Interleaved, column));
             assert_eq!(one, two, "column {column}");
         }
     }
@@ -565,10 +486,7 @@ mod tests {
         });
         let matrix = builder.finish();
         for column in [0, 99, 100, 517, 1023] {
-            assert_eq!(
-                matrix.column(Placement::Plain, column),
-                wide(&source[column * k..][..k])
-            );
+            assert_eq!(matrix.column(Placement::Plain, column), wide(&source[column * k..][..k]));
         }
     }
 
@@ -578,14 +496,8 @@ mod tests {
         let (width, k) = (40, 34);
         let shape = Shape::gated(width, k, Element::Bf16);
         let both = values(2 * width * k);
-        let pick = |second: usize| {
-            both.chunks(k)
-                .skip(second)
-                .step_by(2)
-                .flatten()
-                .copied()
-                .collect::<Vec<u16>>()
-        };
+        let pick =
+            |second: usize| both.chunks(k).skip(second).step_by(2).flatten().copied().collect::<Vec<u16>>();
         let (gate, up) = (pick(0), pick(1));
         let one = Matrix::builder(&Arc::new(Region::new(shape.bytes())), shape);
         one.pack_rows(Placement::Gate, 0, &gate, k);
@@ -596,22 +508,10 @@ mod tests {
         two.pack_rows(Placement::Interleaved, 7, &both[7 * k..], k);
         let two = two.finish();
         for column in 0..width {
-            assert_eq!(
-                one.column(Placement::Gate, column),
-                wide(&gate[column * k..][..k])
-            );
-            assert_eq!(
-                one.column(Placement::Up, column),
-                wide(&up[column * k..][..k])
-            );
-            assert_eq!(
-                one.column(Placement::Gate, column),
-                two.column(Placement::Gate, column)
-            );
-            assert_eq!(
-                one.column(Placement::Up, column),
-                two.column(Placement::Up, column)
-            );
+            assert_eq!(one.column(Placement::Gate, column), wide(&gate[column * k..][..k]));
+            assert_eq!(one.column(Placement::Up, column), wide(&up[column * k..][..k]));
+            assert_eq!(one.column(Placement::Gate, column), two.column(Placement::Gate, column));
+            assert_eq!(one.column(Placement::Up, column), two.column(Placement::Up, column));
         }
         // SAFETY: panel 2 is inside.
         let third = unsafe { *one.panel(2).cast::<u16>() };

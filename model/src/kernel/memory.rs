@@ -48,13 +48,11 @@ impl Region {
         };
         if base == libc::MAP_FAILED {
             std::alloc::handle_alloc_error(
-                std::alloc::Layout::from_size_align(bytes, ALIGN)
-                    .expect("the size was accepted above"),
+                std::alloc::Layout::from_size_align(bytes, ALIGN).expect("the size was accepted above"),
             );
         }
         let base = NonNull::new(base.cast::<u8>()).expect("a mapping is never at address zero");
-        let front =
-            (base.as_ptr() as usize + MARGIN).next_multiple_of(align) - base.as_ptr() as usize;
+        let front = (base.as_ptr() as usize + MARGIN).next_multiple_of(align) - base.as_ptr() as usize;
         // SAFETY: `front` is at most MARGIN + align, and the mapping has that and the bytes and a margin behind.
         let start = unsafe { base.add(front) };
         #[cfg(target_os = "linux")]
@@ -62,13 +60,7 @@ impl Region {
             // SAFETY: advice on whole pages of our own mapping. It may be refused; small pages then serve.
             unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
         }
-        Region {
-            base,
-            base_bytes,
-            start,
-            bytes,
-            taken: AtomicUsize::new(0),
-        }
+        Region { base, base_bytes, start, bytes, taken: AtomicUsize::new(0) }
     }
 
     /// Takes the next `bytes` (rounded up to 64) and returns where they begin. They are zero, and

@@ -7,12 +7,7 @@
 
 #![cfg_attr(
     not(target_arch = "x86_64"),
-    allow(
-        dead_code,
-        unused_variables,
-        unused_mut,
-        reason = "other CPUs have the plain path alone"
-    )
+    allow(dead_code, unused_variables, unused_mut, reason = "other CPUs have the plain path alone")
 )]
 
 #[cfg(target_arch = "x86_64")]

@@ -25,9 +25,7 @@ pub(super) unsafe fn pack_panel(rows: &[*const u16; PANEL], k: usize, panel: *mu
         for (lane, row) in rows.iter().enumerate() {
             // SAFETY: promised by the caller.
             unsafe {
-                *panel
-                    .cast::<u16>()
-                    .add(index / 2 * 2 * PANEL + lane * 2 + index % 2) = *row.add(index)
+                *panel.cast::<u16>().add(index / 2 * 2 * PANEL + lane * 2 + index % 2) = *row.add(index)
             };
         }
     }
@@ -46,10 +44,8 @@ pub(super) unsafe fn pack_lines(
     panel: *mut u8,
 ) {
     for pair in 0..pairs {
-        let (even, odd) = (
-            values.wrapping_add(2 * pair * stride),
-            values.wrapping_add((2 * pair + 1) * stride),
-        );
+        let (even, odd) =
+            (values.wrapping_add(2 * pair * stride), values.wrapping_add((2 * pair + 1) * stride));
         let mut line = [0_u32; PANEL];
         if every_second {
             for (lane, value) in line.iter_mut().enumerate() {
@@ -59,12 +55,8 @@ pub(super) unsafe fn pack_lines(
             }
         } else {
             // SAFETY: promised by the caller; the values may lie at any even address.
-            let (even, odd) = unsafe {
-                (
-                    even.cast::<[u16; PANEL]>().read(),
-                    odd.cast::<[u16; PANEL]>().read(),
-                )
-            };
+            let (even, odd) =
+                unsafe { (even.cast::<[u16; PANEL]>().read(), odd.cast::<[u16; PANEL]>().read()) };
             for lane in 0..PANEL {
                 line[lane] = u32::from(even[lane]) | u32::from(odd[lane]) << 16;
             }
@@ -77,8 +69,8 @@ pub(super) unsafe fn pack_lines(
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use std::arch::x86_64::{
-        __m256i, _mm256_loadu_si256, _mm256_permute2x128_si256, _mm256_storeu_si256,
-        _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+        __m256i, _mm256_loadu_si256, _mm256_permute2x128_si256, _mm256_storeu_si256, _mm256_unpackhi_epi32,
+        _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
     };
 
     use super::{PAIRS, PANEL};
@@ -99,12 +91,7 @@ mod avx2 {
                     });
                     for (index, line) in turn(block).into_iter().enumerate() {
                         // SAFETY: the line is inside the panel, and so is its half.
-                        unsafe {
-                            _mm256_storeu_si256(
-                                panel.add((at + index) * 64 + half * 32).cast(),
-                                line,
-                            )
-                        };
+                        unsafe { _mm256_storeu_si256(panel.add((at + index) * 64 + half * 32).cast(), line) };
                     }
                 }
             }

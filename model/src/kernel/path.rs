@@ -39,28 +39,16 @@ impl Plan {
     /// read once. With more, terms are cut so that the rows of a pass and the weights of a tile stay in L2.
     pub(super) fn new(kernels: Kernels, mode: Mode, rows: usize, k: usize) -> Plan {
         let rows_max = Plan::rows_max(kernels, mode);
-        let one_block = Plan {
-            mode,
-            rows_max,
-            tile: 16,
-            terms: equal_terms(k, 2048),
-            pass: rows_max,
-        };
+        let one_block = Plan { mode, rows_max, tile: 16, terms: equal_terms(k, 2048), pass: rows_max };
         if rows <= rows_max {
             return one_block;
         }
         match kernels.path() {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512f | Path::Avx512Bf16 => Plan {
-                tile: 8,
-                terms: equal_terms(k, 1024),
-                pass: 84,
-                ..one_block
-            },
-            _ => Plan {
-                pass: 36,
-                ..one_block
-            },
+            Path::Avx512f | Path::Avx512Bf16 => {
+                Plan { tile: 8, terms: equal_terms(k, 1024), pass: 84, ..one_block }
+            }
+            _ => Plan { pass: 36, ..one_block },
         }
     }
 
@@ -128,37 +116,21 @@ impl Plan {
     ///
     /// # Safety
     /// As for a [`Kernel`]; `kernel` is one for the block's rows and panels.
-    pub(super) unsafe fn compute(
-        kernels: Kernels,
-        mode: Mode,
-        kernel: Option<Kernel>,
-        block: Block,
-    ) {
+    pub(super) unsafe fn compute(kernels: Kernels, mode: Mode, kernel: Option<Kernel>, block: Block) {
         let whole = block.terms - block.terms % STEP;
         let mut rest = block;
         if let Some(kernel) = kernel
             && whole > 0
         {
             // SAFETY: promised by the caller.
-            unsafe {
-                kernel(&Block {
-                    terms: whole,
-                    ..block
-                })
-            };
+            unsafe { kernel(&Block { terms: whole, ..block }) };
             let (row, line) = match mode {
                 Mode::Widened => (whole, whole * 32),
                 Mode::Paired => (whole / 2, whole * 32),
                 Mode::Full => (whole, whole * 64),
             };
             let (a, b) = (block.a.wrapping_add(row), block.b.wrapping_add(line));
-            rest = Block {
-                terms: block.terms - whole,
-                a,
-                b,
-                accumulate: true,
-                ..block
-            };
+            rest = Block { terms: block.terms - whole, a, b, accumulate: true, ..block };
         }
         if rest.terms > 0 {
             match mode {

@@ -14,19 +14,13 @@ use super::matrix::PANEL;
 fn each(t: &Block, mut sum: impl FnMut(*const f32, *const u8, &mut [f32; PANEL])) {
     for panel in 0..t.panels {
         for row in 0..t.rows {
-            let target =
-                t.c.wrapping_add(row * t.c_stride + panel * PANEL)
-                    .cast::<[f32; PANEL]>();
+            let target = t.c.wrapping_add(row * t.c_stride + panel * PANEL).cast::<[f32; PANEL]>();
             let mut sums = [0.0; PANEL];
             if t.accumulate {
                 // SAFETY: the block has these sums, and nobody else touches them.
                 sums = unsafe { target.read() };
             }
-            sum(
-                t.a.wrapping_add(row * t.a_stride),
-                t.b.wrapping_add(panel * t.b_stride),
-                &mut sums,
-            );
+            sum(t.a.wrapping_add(row * t.a_stride), t.b.wrapping_add(panel * t.b_stride), &mut sums);
             // SAFETY: as above.
             unsafe { target.write(sums) };
         }
@@ -76,17 +70,9 @@ pub(super) fn block_pairs(t: Block) {
     each(&t, |a, b, sums| {
         for pair in 0..t.terms.div_ceil(2) {
             // SAFETY: the block has so many pairs in each row, and as many lines in each panel.
-            let (x, line) = unsafe {
-                (
-                    *a.cast::<u32>().add(pair),
-                    &*b.cast::<[u32; PANEL]>().add(pair),
-                )
-            };
+            let (x, line) = unsafe { (*a.cast::<u32>().add(pair), &*b.cast::<[u32; PANEL]>().add(pair)) };
             for lane in 0..PANEL {
-                let (low, high) = (
-                    bf16::widen(line[lane] as u16),
-                    bf16::widen((line[lane] >> 16) as u16),
-                );
+                let (low, high) = (bf16::widen(line[lane] as u16), bf16::widen((line[lane] >> 16) as u16));
                 let odd = fused_flushed(bf16::widen((x >> 16) as u16), high, sums[lane]);
                 sums[lane] = fused_flushed(bf16::widen(x as u16), low, odd);
             }

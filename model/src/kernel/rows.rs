@@ -56,10 +56,7 @@ unsafe impl<T: Send> Send for RowsMut<'_, T> {}
 impl<'a, T> RowsMut<'a, T> {
     /// The first `columns` values of each of `rows` rows that lie `stride` values apart in `data`.
     pub fn new(data: &'a mut [T], rows: usize, columns: usize, stride: usize) -> RowsMut<'a, T> {
-        assert!(
-            columns <= stride || rows <= 1,
-            "rows of {columns} values lie {stride} apart"
-        );
+        assert!(columns <= stride || rows <= 1, "rows of {columns} values lie {stride} apart");
         if rows > 0 {
             let needed = (rows - 1) * stride + columns;
             assert!(
@@ -68,13 +65,7 @@ impl<'a, T> RowsMut<'a, T> {
                 data.len()
             );
         }
-        RowsMut {
-            start: data.as_mut_ptr(),
-            rows,
-            columns,
-            stride,
-            buffer: PhantomData,
-        }
+        RowsMut { start: data.as_mut_ptr(), rows, columns, stride, buffer: PhantomData }
     }
 
     /// How many rows there are.
@@ -116,42 +107,18 @@ impl<'a, T> RowsMut<'a, T> {
     pub fn split_rows(self, at: usize) -> (RowsMut<'a, T>, RowsMut<'a, T>) {
         assert!(at <= self.rows, "split at row {at} of {}", self.rows);
         // SAFETY: with no rows left the start is not moved; else it stays inside the buffer.
-        let second = unsafe {
-            self.start
-                .add(if at < self.rows { at * self.stride } else { 0 })
-        };
-        (
-            RowsMut {
-                rows: at,
-                ..self.copy()
-            },
-            RowsMut {
-                start: second,
-                rows: self.rows - at,
-                ..self.copy()
-            },
-        )
+        let second = unsafe { self.start.add(if at < self.rows { at * self.stride } else { 0 }) };
+        (RowsMut { rows: at, ..self.copy() }, RowsMut { start: second, rows: self.rows - at, ..self.copy() })
     }
 
     /// The columns before `at`, and the others.
     pub fn split_columns(self, at: usize) -> (RowsMut<'a, T>, RowsMut<'a, T>) {
-        assert!(
-            at <= self.columns,
-            "split at column {at} of {}",
-            self.columns
-        );
+        assert!(at <= self.columns, "split at column {at} of {}", self.columns);
         // SAFETY: at most `columns` further on, inside the buffer or one past its end; not moved without rows.
         let second = unsafe { self.start.add(if self.rows > 0 { at } else { 0 }) };
         (
-            RowsMut {
-                columns: at,
-                ..self.copy()
-            },
-            RowsMut {
-                start: second,
-                columns: self.columns - at,
-                ..self.copy()
-            },
+            RowsMut { columns: at, ..self.copy() },
+            RowsMut { start: second, columns: self.columns - at, ..self.copy() },
         )
     }
 

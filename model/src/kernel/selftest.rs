@@ -26,10 +26,7 @@ impl Fingerprint {
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0
-            .iter()
-            .take(8)
-            .try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.0.iter().take(8).try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -71,9 +68,8 @@ impl Kernels {
                     "the path {path} is not used: it disagrees with the plain loop of class {class}"
                 ));
             } else if found != results(kernels, true) {
-                messages.push(format!(
-                    "the path {path} is not used: a row depends on the rows computed with it"
-                ));
+                messages
+                    .push(format!("the path {path} is not used: a row depends on the rows computed with it"));
             } else {
                 return Ok(Admission {
                     kernels,
@@ -84,10 +80,7 @@ impl Kernels {
         }
         Err(match refusal {
             Some(refusal) if messages.is_empty() => refusal,
-            _ => KernelError::Rejected {
-                class,
-                reason: messages.join("; "),
-            },
+            _ => KernelError::Rejected { class, reason: messages.join("; ") },
         })
     }
 }
@@ -112,27 +105,13 @@ fn results(kernels: Kernels, alone: bool) -> Vec<u8> {
         state ^= state >> 7;
         state ^= state << 17;
         // Signs, seven bits of fraction, exponents from 2^-8 to 2^-1.
-        ((state >> 20) & 0x7f | (0x77 + ((state >> 40) & 7)) << 7 | ((state >> 50) & 1) << 15)
-            as u16
+        ((state >> 20) & 0x7f | (0x77 + ((state >> 40) & 7)) << 7 | ((state >> 50) & 1) << 15) as u16
     };
     for (k, n, m, gated) in SHAPES {
-        let shape = if gated {
-            Shape::gated(n, k, Element::Bf16)
-        } else {
-            Shape::plain(n, k, Element::Bf16)
-        };
+        let shape = if gated { Shape::gated(n, k, Element::Bf16) } else { Shape::plain(n, k, Element::Bf16) };
         let builder = Matrix::builder(&Arc::new(Region::new(shape.bytes())), shape);
         let values: Vec<u16> = (0..shape.n * k).map(|_| next()).collect();
-        builder.pack_rows(
-            if gated {
-                Placement::Interleaved
-            } else {
-                Placement::Plain
-            },
-            0,
-            &values,
-            k,
-        );
+        builder.pack_rows(if gated { Placement::Interleaved } else { Placement::Plain }, 0, &values, k);
         let weights = builder.finish();
         let half: Vec<u16> = (0..m * k).map(|_| next()).collect();
         let wide: Vec<f32> = half.iter().map(|&x| super::widen_bf16(x) * 1.001).collect();
@@ -141,35 +120,19 @@ fn results(kernels: Kernels, alone: bool) -> Vec<u8> {
         let step = if alone { 1 } else { m };
         for row in (0..m).step_by(step) {
             let input = match kernels.class().row_type() {
-                RowType::F32 => RowsRef::F32 {
-                    data: &wide[row * k..],
-                    stride: k,
-                },
-                RowType::Bf16 => RowsRef::Bf16 {
-                    data: &half[row * k..],
-                    stride: k,
-                },
+                RowType::F32 => RowsRef::F32 { data: &wide[row * k..], stride: k },
+                RowType::Bf16 => RowsRef::Bf16 { data: &half[row * k..], stride: k },
             };
             let sink = if gated {
                 let out = match kernels.class().row_type() {
                     RowType::F32 => RowOut::F32(RowsMut::new(&mut floats[row * n..], step, n, n)),
                     RowType::Bf16 => RowOut::Bf16(RowsMut::new(&mut halves[row * n..], step, n, n)),
                 };
-                Sink::Gate {
-                    activation: Activation::Silu,
-                    out,
-                }
+                Sink::Gate { activation: Activation::Silu, out }
             } else {
                 Sink::Store(RowsMut::new(&mut floats[row * n..], step, n, n))
             };
-            let task = Task {
-                weights: &weights,
-                bias: None,
-                input,
-                pick: None,
-                rows: step,
-                sink,
-            };
+            let task = Task { weights: &weights, bias: None, input, pick: None, rows: step, sink };
             multiply(kernels, &pool, &mut [task]);
         }
         bytes.extend(floats.iter().flat_map(|x| x.to_le_bytes()));
@@ -177,13 +140,7 @@ fn results(kernels: Kernels, alone: bool) -> Vec<u8> {
         bytes.extend(math::dot16(kernels, &wide[..k], &wide[..k]).to_le_bytes());
         let mut sums = [0.0; math::LANES];
         let mut values = wide[..k].to_vec();
-        math::exp_sub_sum(
-            kernels,
-            &mut values,
-            math::max(kernels, &wide[..k]),
-            5,
-            &mut sums,
-        );
+        math::exp_sub_sum(kernels, &mut values, math::max(kernels, &wide[..k]), 5, &mut sums);
         bytes.extend(values.iter().chain(&sums).flat_map(|x| x.to_le_bytes()));
     }
     bytes
@@ -201,14 +158,8 @@ mod tests {
             let admission = Kernels::admitted(class).expect("the plain path always passes");
             println!("{class}: {:?} in {:?}", admission, start.elapsed());
             assert!(admission.messages.is_empty(), "{:?}", admission.messages);
-            assert_eq!(
-                admission.fingerprint,
-                Kernels::admitted(class).expect("as before").fingerprint
-            );
-            assert_eq!(
-                admission.kernels,
-                Kernels::for_class(class).expect("as above")
-            );
+            assert_eq!(admission.fingerprint, Kernels::admitted(class).expect("as before").fingerprint);
+            assert_eq!(admission.kernels, Kernels::for_class(class).expect("as above"));
         }
         match Kernels::admitted(NumericClass::Avx512Bf16) {
             Ok(admission) => assert!(admission.messages.is_empty(), "{:?}", admission.messages),

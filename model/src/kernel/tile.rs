@@ -14,10 +14,6 @@ pub const TILE_ROWS_MAX: usize = 12;
 /// `a` has `rows` rows of `k` values, `a_stride` values apart; `b` has `k / 2` (rounded up) lines of 64 bytes, laid out as
 /// in a packed BF16 matrix, with 2 readable bytes in front; `c` has `rows` rows of sixteen values, `c_stride` apart,
 /// which nobody else touches. `rows` is 1 to [`TILE_ROWS_MAX`]. Of an odd last pair only the first half is used.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the plain operands of a micro-kernel"
-)]
 pub unsafe fn tile(
     kernels: Kernels,
     rows: usize,
@@ -30,19 +26,8 @@ pub unsafe fn tile(
     accumulate: bool,
 ) {
     let ahead = Ahead::NOTHING;
-    let block = Block {
-        rows,
-        panels: 1,
-        terms: k,
-        a,
-        a_stride,
-        b,
-        b_stride: 0,
-        c,
-        c_stride,
-        accumulate,
-        ahead,
-    };
+    let block =
+        Block { rows, panels: 1, terms: k, a, a_stride, b, b_stride: 0, c, c_stride, accumulate, ahead };
     // SAFETY: promised by the caller.
     unsafe { bare(kernels, Mode::Widened, block) };
 }
@@ -51,10 +36,6 @@ pub unsafe fn tile(
 ///
 /// # Safety
 /// As for [`tile`], but `b` has `k` lines of sixteen f32.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the plain operands of a micro-kernel"
-)]
 pub unsafe fn tile_f32(
     kernels: Kernels,
     rows: usize,
@@ -67,19 +48,8 @@ pub unsafe fn tile_f32(
     accumulate: bool,
 ) {
     let (b, ahead) = (b.cast(), Ahead::NOTHING);
-    let block = Block {
-        rows,
-        panels: 1,
-        terms: k,
-        a,
-        a_stride,
-        b,
-        b_stride: 0,
-        c,
-        c_stride,
-        accumulate,
-        ahead,
-    };
+    let block =
+        Block { rows, panels: 1, terms: k, a, a_stride, b, b_stride: 0, c, c_stride, accumulate, ahead };
     // SAFETY: promised by the caller.
     unsafe { bare(kernels, Mode::Full, block) };
 }
@@ -88,11 +58,7 @@ pub unsafe fn tile_f32(
 /// As for [`tile`] or [`tile_f32`].
 #[inline]
 unsafe fn bare(kernels: Kernels, mode: Mode, block: Block) {
-    debug_assert!(
-        (1..=TILE_ROWS_MAX).contains(&block.rows),
-        "a tile of {} rows",
-        block.rows
-    );
+    debug_assert!((1..=TILE_ROWS_MAX).contains(&block.rows), "a tile of {} rows", block.rows);
     let most = Plan::rows_max(kernels, mode);
     let mut first = 0;
     while first < block.rows {
@@ -104,14 +70,7 @@ unsafe fn bare(kernels: Kernels, mode: Mode, block: Block) {
             ..block
         };
         // SAFETY: rows of the block, as the caller promises them.
-        unsafe {
-            Plan::compute(
-                kernels,
-                mode,
-                Plan::kernel(kernels, mode, rows, 1, false),
-                part,
-            )
-        };
+        unsafe { Plan::compute(kernels, mode, Plan::kernel(kernels, mode, rows, 1, false), part) };
         first += rows;
     }
 }

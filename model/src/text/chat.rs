@@ -82,11 +82,7 @@ impl ChatTemplate {
         if folder.is_dir() {
             let broken = |error| unreadable(dir, "chat_templates", error);
             for entry in std::fs::read_dir(&folder).map_err(broken)? {
-                let file = entry
-                    .map_err(broken)?
-                    .file_name()
-                    .to_string_lossy()
-                    .into_owned();
+                let file = entry.map_err(broken)?.file_name().to_string_lossy().into_owned();
                 let Some(name) = file.strip_suffix(".jinja") else {
                     continue;
                 };
@@ -123,11 +119,7 @@ impl ChatTemplate {
             let file = display(Path::new(place), file);
             let Ok(source) = std::str::from_utf8(bytes) else {
                 let reason = "it is not UTF-8".to_owned();
-                return Err(TextError::Template {
-                    file,
-                    line: 0,
-                    reason,
-                });
+                return Err(TextError::Template { file, line: 0, reason });
             };
             sources.push(((*name).to_owned(), file, source.to_owned()));
         }
@@ -142,27 +134,15 @@ impl ChatTemplate {
         let mut env = environment();
         let mut files = BTreeMap::new();
         for (name, file, source) in sources {
-            env.add_template_owned(file.clone(), prepare(&source))
-                .map_err(|error| {
-                    let line = error.line().unwrap_or(0);
-                    TextError::Template {
-                        file: file.clone(),
-                        line,
-                        reason: reason(&error),
-                    }
-                })?;
+            env.add_template_owned(file.clone(), prepare(&source)).map_err(|error| {
+                let line = error.line().unwrap_or(0);
+                TextError::Template { file: file.clone(), line, reason: reason(&error) }
+            })?;
             files.insert(name, file);
         }
-        let special_tokens = special_tokens
-            .named()
-            .map(|(name, content)| (name.to_owned(), Value::from(content)))
-            .collect();
-        Ok(Some(ChatTemplate {
-            place: place.to_owned(),
-            env,
-            files,
-            special_tokens,
-        }))
+        let special_tokens =
+            special_tokens.named().map(|(name, content)| (name.to_owned(), Value::from(content))).collect();
+        Ok(Some(ChatTemplate { place: place.to_owned(), env, files, special_tokens }))
     }
 
     /// The names of the templates.
@@ -178,34 +158,21 @@ impl ChatTemplate {
         let mut messages = Vec::with_capacity(input.messages.len());
         for (index, message) in input.messages.iter().enumerate() {
             let Value::Object(message) = message else {
-                return Err(ChatError::NotAMessage {
-                    index,
-                    found: files::kind(message),
-                });
+                return Err(ChatError::NotAMessage { index, found: files::kind(message) });
             };
             messages.push(Value::Object(tidy(message)));
         }
 
         let mut context: BTreeMap<&str, minijinja::Value> = BTreeMap::new();
-        for (name, value) in self
-            .special_tokens
-            .iter()
-            .chain(input.extra.into_iter().flatten())
-        {
+        for (name, value) in self.special_tokens.iter().chain(input.extra.into_iter().flatten()) {
             context.insert(name, minijinja::Value::from_serialize(value));
         }
         let now = input.now;
         let strftime_now = move |format: &str| now.format(format);
-        context.insert(
-            "strftime_now",
-            minijinja::Value::from_function(strftime_now),
-        );
+        context.insert("strftime_now", minijinja::Value::from_function(strftime_now));
         context.insert("messages", minijinja::Value::from_serialize(&messages));
         context.insert("tools", minijinja::Value::from_serialize(input.tools));
-        context.insert(
-            "documents",
-            minijinja::Value::from_serialize(input.documents),
-        );
+        context.insert("documents", minijinja::Value::from_serialize(input.documents));
         context.insert("add_generation_prompt", input.add_generation_prompt.into());
 
         let file = self.choose(input)?;
@@ -221,44 +188,32 @@ impl ChatTemplate {
             None if input.tools.is_some() && self.files.contains_key(TOOL_USE) => TOOL_USE,
             None => DEFAULT,
         };
-        self.files
-            .get(name)
-            .map(String::as_str)
-            .ok_or_else(|| ChatError::NoSuchTemplate {
-                file: self.place.clone(),
-                name: name.to_owned(),
-                available: self.names().collect::<Vec<_>>().join(", "),
-            })
+        self.files.get(name).map(String::as_str).ok_or_else(|| ChatError::NoSuchTemplate {
+            file: self.place.clone(),
+            name: name.to_owned(),
+            available: self.names().collect::<Vec<_>>().join(", "),
+        })
     }
 }
 
 /// The templates under `chat_template` of `tokenizer_config.json`: a string, or a list of
 /// `{name, template}`.
-fn configured(
-    file: &str,
-    value: Option<&Value>,
-) -> Result<Vec<(String, String, String)>, TextError> {
+fn configured(file: &str, value: Option<&Value>) -> Result<Vec<(String, String, String)>, TextError> {
     const EXPECTED: &str = "a template, or a list of objects with name and template";
     let key = "chat_template";
     match value {
         None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::String(source)) => Ok(vec![(
-            DEFAULT.to_owned(),
-            format!("{file} ({key})"),
-            source.clone(),
-        )]),
+        Some(Value::String(source)) => {
+            Ok(vec![(DEFAULT.to_owned(), format!("{file} ({key})"), source.clone())])
+        }
         Some(Value::Array(list)) => list
             .iter()
-            .map(
-                |entry| match (entry["name"].as_str(), entry["template"].as_str()) {
-                    (Some(name), Some(source)) => Ok((
-                        name.to_owned(),
-                        format!("{file} ({key} {name})"),
-                        source.to_owned(),
-                    )),
-                    _ => Err(wrong(file, key, EXPECTED, entry)),
-                },
-            )
+            .map(|entry| match (entry["name"].as_str(), entry["template"].as_str()) {
+                (Some(name), Some(source)) => {
+                    Ok((name.to_owned(), format!("{file} ({key} {name})"), source.to_owned()))
+                }
+                _ => Err(wrong(file, key, EXPECTED, entry)),
+            })
             .collect(),
         Some(other) => Err(wrong(file, key, EXPECTED, other)),
     }
@@ -268,9 +223,7 @@ fn configured(
 /// `None`, and with what was thought under each name that templates read.
 fn tidy(message: &Map<String, Value>) -> Map<String, Value> {
     let present = message.iter().filter(|(_, value)| !value.is_null());
-    let reasoning = REASONING_KEYS
-        .iter()
-        .find_map(|key| message.get(*key).filter(|v| !v.is_null()));
+    let reasoning = REASONING_KEYS.iter().find_map(|key| message.get(*key).filter(|v| !v.is_null()));
     let mut tidied = Map::new();
     if let Some(reasoning) = reasoning {
         tidied.insert("thinking".to_owned(), reasoning.clone());
@@ -305,9 +258,5 @@ fn render_error(file: &str, error: &minijinja::Error) -> ChatError {
         cause = current.source();
     }
     let line = innermost.line().or(error.line()).unwrap_or(0);
-    ChatError::Render {
-        file: file.to_owned(),
-        line,
-        reason: reason(innermost),
-    }
+    ChatError::Render { file: file.to_owned(), line, reason: reason(innermost) }
 }

@@ -28,9 +28,7 @@ pub enum TextError {
     },
 
     /// A key of a file holds the wrong kind of value.
-    #[error(
-        "{file}: {key} should be {expected}, found {found}; correct the file or remove the key"
-    )]
+    #[error("{file}: {key} should be {expected}, found {found}; correct the file or remove the key")]
     Value {
         /// Name of the file.
         file: String,
@@ -55,9 +53,7 @@ pub enum TextError {
     },
 
     /// The tokenizer refused a text. The tokenizer stays usable.
-    #[error(
-        "{file} cannot encode a text of {bytes} bytes: {reason}; try a shorter or plainer text"
-    )]
+    #[error("{file} cannot encode a text of {bytes} bytes: {reason}; try a shorter or plainer text")]
     Encode {
         /// Name of the tokenizer file.
         file: String,
@@ -119,9 +115,7 @@ pub enum ChatError {
     },
 
     /// The model has no template of this name, or several and none of them is the default.
-    #[error(
-        "{file} has no chat template named {name:?}, only {available}; ask for one of those by name"
-    )]
+    #[error("{file} has no chat template named {name:?}, only {available}; ask for one of those by name")]
     NoSuchTemplate {
         /// Where the templates come from.
         file: String,

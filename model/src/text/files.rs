@@ -18,10 +18,7 @@ pub(super) fn read_optional(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, T
 }
 
 pub(super) fn unreadable(dir: &Path, name: &str, source: std::io::Error) -> TextError {
-    TextError::Unreadable {
-        file: display(dir, name),
-        source,
-    }
+    TextError::Unreadable { file: display(dir, name), source }
 }
 
 /// How messages name a file.
@@ -34,10 +31,7 @@ pub(super) fn parse_object(file: &str, bytes: &[u8]) -> Result<Map<String, Value
     match serde_json::from_slice(bytes) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(other) => Err(wrong(file, "the whole file", "an object", &other)),
-        Err(error) => Err(TextError::Json {
-            file: file.to_owned(),
-            reason: error.to_string(),
-        }),
+        Err(error) => Err(TextError::Json { file: file.to_owned(), reason: error.to_string() }),
     }
 }
 
@@ -49,12 +43,7 @@ pub(super) fn wrong(file: &str, key: &str, expected: &'static str, found: &Value
         Value::String(text) if text.len() <= 40 => format!("the string {text:?}"),
         other => kind(other).to_owned(),
     };
-    TextError::Value {
-        file: file.to_owned(),
-        key: key.to_owned(),
-        expected,
-        found,
-    }
+    TextError::Value { file: file.to_owned(), key: key.to_owned(), expected, found }
 }
 
 /// What a JSON value is, in words.

@@ -49,10 +49,7 @@ impl GenerationConfig {
     /// Reads the bytes of the file; `file` is its name in messages.
     pub fn from_bytes(file: &str, bytes: &[u8]) -> Result<GenerationConfig, TextError> {
         let object = parse_object(file, bytes)?;
-        let reader = Reader {
-            file,
-            object: &object,
-        };
+        let reader = Reader { file, object: &object };
         Ok(GenerationConfig {
             eos_ids: reader.ids("eos_token_id")?,
             // Some files list a single one.
@@ -88,24 +85,17 @@ impl Reader<'_> {
         list.iter()
             // -1 is an old way to say none.
             .filter(|id| id.as_i64() != Some(-1))
-            .map(|id| {
-                whole(id).ok_or_else(|| wrong(self.file, key, "a token id or a list of them", id))
-            })
+            .map(|id| whole(id).ok_or_else(|| wrong(self.file, key, "a token id or a list of them", id)))
             .collect()
     }
 
     fn count(&self, key: &str) -> Result<Option<u32>, TextError> {
-        let number =
-            |value| whole(value).ok_or_else(|| wrong(self.file, key, "a whole number", value));
+        let number = |value| whole(value).ok_or_else(|| wrong(self.file, key, "a whole number", value));
         self.value(key).map(number).transpose()
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>, TextError> {
-        let number = |value: &Value| {
-            value
-                .as_f64()
-                .ok_or_else(|| wrong(self.file, key, "a number", value))
-        };
+        let number = |value: &Value| value.as_f64().ok_or_else(|| wrong(self.file, key, "a number", value));
         self.value(key).map(number).transpose()
     }
 }
@@ -125,12 +115,7 @@ mod tests {
     /// Files in the wild write one end token or several, and carry keys that are not ours.
     #[test]
     fn one_or_several_end_tokens() {
-        assert_eq!(
-            read(r#"{"eos_token_id": 2, "transformers_version": "4"}"#)
-                .unwrap()
-                .eos_ids,
-            [2]
-        );
+        assert_eq!(read(r#"{"eos_token_id": 2, "transformers_version": "4"}"#).unwrap().eos_ids, [2]);
         let config = read(
             r#"{"eos_token_id": [151645, 151643], "do_sample": true, "temperature": 1,
                 "top_k": 20, "top_p": 0.8, "pad_token_id": null, "max_new_tokens": 64}"#,
@@ -160,15 +145,9 @@ mod tests {
             (r#"{"do_sample": 1}"#, "do_sample"),
         ] {
             let message = read(json).unwrap_err().to_string();
-            assert!(
-                message.starts_with(&format!("m/generation_config.json: {key} ")),
-                "{message}"
-            );
+            assert!(message.starts_with(&format!("m/generation_config.json: {key} ")), "{message}");
         }
         let message = read("{\"top_k\": ").unwrap_err().to_string();
-        assert!(
-            message.contains("is not valid JSON") && message.contains("line 1"),
-            "{message}"
-        );
+        assert!(message.contains("is not valid JSON") && message.contains("line 1"), "{message}");
     }
 }

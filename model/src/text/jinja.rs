@@ -40,17 +40,11 @@ pub(super) fn environment() -> Environment<'static> {
     env.add_filter("float", float);
     env.add_test("sequence", is_sequence);
     // Without none, over which minijinja would loop.
-    env.add_test("iterable", |value: &Value| {
-        is_sequence(value) || value.is_undefined()
+    env.add_test("iterable", |value: &Value| is_sequence(value) || value.is_undefined());
+    env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
+        let message = str_of(message);
+        Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
     });
-    env.add_function(
-        "raise_exception",
-        |message: &Value| -> Result<Value, Error> {
-            let message = str_of(message);
-            Err(Error::new(ErrorKind::InvalidOperation, message.clone())
-                .with_source(Raised(message)))
-        },
-    );
     env
 }
 
@@ -120,28 +114,14 @@ fn tojson(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<Value, Err
         }),
     };
     let separators = match argument(2, "separators")? {
-        None => (
-            if indent.is_some() { "," } else { ", " }.to_owned(),
-            ": ".to_owned(),
-        ),
-        Some(value) => (
-            str_of(&value.get_item_by_index(0)?),
-            str_of(&value.get_item_by_index(1)?),
-        ),
+        None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
+        Some(value) => (str_of(&value.get_item_by_index(0)?), str_of(&value.get_item_by_index(1)?)),
     };
     let sort_keys = argument(3, "sort_keys")?.is_some_and(|value| value.is_true());
     kwargs.assert_all_used()?;
-    json_dumps(
-        value,
-        &JsonStyle {
-            ensure_ascii,
-            indent,
-            separators,
-            sort_keys,
-        },
-    )
-    .map(Value::from)
-    .map_err(invalid)
+    json_dumps(value, &JsonStyle { ensure_ascii, indent, separators, sort_keys })
+        .map(Value::from)
+        .map_err(invalid)
 }
 
 /// `join`, with items printed as in Python.
@@ -172,20 +152,12 @@ fn join(
 
 /// `length`, which for undefined is 0.
 fn length(value: &Value) -> Result<usize, Error> {
-    if value.is_undefined() {
-        Ok(0)
-    } else {
-        minijinja::filters::length(value)
-    }
+    if value.is_undefined() { Ok(0) } else { minijinja::filters::length(value) }
 }
 
 /// `int`: what is no number is the default, not an error.
 fn int(value: &Value, default: Option<Value>) -> Value {
-    let whole = |float: f64| {
-        float
-            .is_finite()
-            .then(|| Value::from(float.trunc() as i128))
-    };
+    let whole = |float: f64| float.is_finite().then(|| Value::from(float.trunc() as i128));
     let number = match value.as_str().map(str::trim) {
         Some(text) => match text.parse::<i128>() {
             Ok(number) => Some(Value::from(number)),
@@ -203,9 +175,7 @@ fn float(value: &Value, default: Option<Value>) -> Value {
         Some(text) => text.trim().parse().ok(),
         None => number(value),
     };
-    number
-        .map(Value::from)
-        .unwrap_or_else(|| default.unwrap_or_else(|| Value::from(0.0)))
+    number.map(Value::from).unwrap_or_else(|| default.unwrap_or_else(|| Value::from(0.0)))
 }
 
 fn number(value: &Value) -> Option<f64> {
@@ -308,9 +278,7 @@ fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     let limit = usize::try_from(limit.unwrap_or(-1)).unwrap_or(usize::MAX);
     let mut parts: Vec<&str> = match &separator {
         Some(separator) => {
-            let separator = separator
-                .as_str()
-                .ok_or_else(|| invalid("must be str or None"))?;
+            let separator = separator.as_str().ok_or_else(|| invalid("must be str or None"))?;
             if separator.is_empty() {
                 return Err(invalid("empty separator"));
             }
@@ -340,8 +308,7 @@ fn split_whitespace(text: &str, from_right: bool, limit: usize) -> Vec<&str> {
                 (&rest[at + space..], &rest[..at])
             })
         } else {
-            rest.find(char::is_whitespace)
-                .map(|at| (&rest[..at], &rest[at..]))
+            rest.find(char::is_whitespace).map(|at| (&rest[..at], &rest[at..]))
         };
         match end.filter(|_| parts.len() < limit) {
             Some((part, more)) => {
@@ -390,10 +357,7 @@ mod tests {
                 "{'b': [1, {}], 'a': []}|tojson(indent=2)",
                 "{\n  \"b\": [\n    1,\n    {}\n  ],\n  \"a\": []\n}",
             ),
-            (
-                "{'b': 1, 'a': 'é'}|tojson(sort_keys=true, ensure_ascii=true)",
-                r#"{"a": "\u00e9", "b": 1}"#,
-            ),
+            ("{'b': 1, 'a': 'é'}|tojson(sort_keys=true, ensure_ascii=true)", r#"{"a": "\u00e9", "b": 1}"#),
             ("{'b': 1}|tojson(separators=(',', ':'))", r#"{"b":1}"#),
         ] {
             let rendered = render(&format!("{{{{ {expression} }}}}"));
@@ -404,8 +368,7 @@ mod tests {
     /// The block is transparent, and names set inside stay inside, as in Jinja's own block.
     #[test]
     fn generation_blocks_are_transparent() {
-        let source =
-            "a\n{%- generation %}\n{% set x = 1 %}b{{ x }}\n{%- endgeneration -%}\n c{{ x }}";
+        let source = "a\n{%- generation %}\n{% set x = 1 %}b{{ x }}\n{%- endgeneration -%}\n c{{ x }}";
         assert_eq!(render(source).unwrap(), "ab1c");
     }
 }

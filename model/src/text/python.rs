@@ -79,11 +79,7 @@ fn float_repr(float: f64) -> String {
     let exponent: i32 = exponent.parse().unwrap_or(0);
     if (-4..16).contains(&exponent) {
         let plain = float.to_string();
-        return if plain.contains('.') {
-            plain
-        } else {
-            plain + ".0"
-        };
+        return if plain.contains('.') { plain } else { plain + ".0" };
     }
     let sign = if exponent < 0 { '-' } else { '+' };
     format!("{digits}e{sign}{:02}", exponent.abs())
@@ -91,11 +87,7 @@ fn float_repr(float: f64) -> String {
 
 /// Python's `repr(str)`: single quotes, unless there are only single ones inside.
 fn quote(text: &str, out: &mut String) {
-    let mark = if text.contains('\'') && !text.contains('"') {
-        '"'
-    } else {
-        '\''
-    };
+    let mark = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(mark);
     for char in text.chars() {
         match char {
@@ -104,10 +96,7 @@ fn quote(text: &str, out: &mut String) {
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
             char if char == mark => out.extend(['\\', char]),
-            char if (char as u32) < 0x20
-                || (0x7F..0xA1).contains(&(char as u32))
-                || char == '\u{AD}' =>
-            {
+            char if (char as u32) < 0x20 || (0x7F..0xA1).contains(&(char as u32)) || char == '\u{AD}' => {
                 out.push_str(&format!("\\x{:02x}", char as u32));
             }
             char => out.push(char),
@@ -136,19 +125,12 @@ pub(super) fn json_dumps(value: &Value, style: &JsonStyle) -> Result<String, Str
     Ok(out)
 }
 
-fn write_json(
-    value: &Value,
-    style: &JsonStyle,
-    depth: usize,
-    out: &mut String,
-) -> Result<(), String> {
+fn write_json(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) -> Result<(), String> {
     match value.kind() {
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
         ValueKind::Number => out.push_str(&json_number(value)),
-        ValueKind::String => {
-            json_quote(value.as_str().unwrap_or_default(), style.ensure_ascii, out)
-        }
+        ValueKind::String => json_quote(value.as_str().unwrap_or_default(), style.ensure_ascii, out),
         ValueKind::Seq | ValueKind::Iterable => {
             let list: Vec<Value> = items(value).collect();
             enclose('[', ']', list.len(), style, depth, out, |index, out| {
@@ -156,9 +138,8 @@ fn write_json(
             })?;
         }
         ValueKind::Map => {
-            let mut keys: Vec<(String, Value)> = items(value)
-                .map(|key| Ok((json_key(&key)?, key)))
-                .collect::<Result<_, String>>()?;
+            let mut keys: Vec<(String, Value)> =
+                items(value).map(|key| Ok((json_key(&key)?, key))).collect::<Result<_, String>>()?;
             if style.sort_keys {
                 keys.sort_by(|a, b| a.0.cmp(&b.0));
             }
@@ -166,12 +147,7 @@ fn write_json(
                 let (name, key) = &keys[index];
                 json_quote(name, style.ensure_ascii, out);
                 out.push_str(&style.separators.1);
-                write_json(
-                    &value.get_item(key).unwrap_or_default(),
-                    style,
-                    depth + 1,
-                    out,
-                )
+                write_json(&value.get_item(key).unwrap_or_default(), style, depth + 1, out)
             })?;
         }
         kind => return Err(format!("a value of type {kind} has no JSON")),
@@ -272,14 +248,8 @@ mod tests {
             ("0.0001", "0.0001"),
             ("0.00001", "1e-05"),
             ("-0.0", "-0.0"),
-            (
-                r#"["a", "it's", "\"'", 1, null]"#,
-                r#"['a', "it's", '"\'', 1, None]"#,
-            ),
-            (
-                r#"{"b": {"a": [false]}, "a": "é\n\u007f"}"#,
-                r"{'b': {'a': [False]}, 'a': 'é\n\x7f'}",
-            ),
+            (r#"["a", "it's", "\"'", 1, null]"#, r#"['a', "it's", '"\'', 1, None]"#),
+            (r#"{"b": {"a": [false]}, "a": "é\n\u007f"}"#, r"{'b': {'a': [False]}, 'a': 'é\n\x7f'}"),
             (r#""plain \"text\"""#, r#"plain "text""#),
         ] {
             assert_eq!(str_of(&value(json)), expected);

@@ -11,15 +11,8 @@ use super::TextError;
 use super::files::{parse_object, wrong};
 
 /// The names that every tokenizer may give to a token.
-const STANDARD_NAMES: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
+const STANDARD_NAMES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// The special tokens of one model. The default has none.
 #[derive(Debug, Clone, Default)]
@@ -58,9 +51,7 @@ impl SpecialTokens {
 
     /// Every named token: (name, text).
     pub fn named(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.named
-            .iter()
-            .map(|(name, token)| (name.as_str(), token.content.as_str()))
+        self.named.iter().map(|(name, token)| (name.as_str(), token.content.as_str()))
     }
 
     /// Those of `added_tokens_decoder`, in the order in which they are to be added.
@@ -90,10 +81,8 @@ impl SpecialTokens {
         for key in ["extra_special_tokens", "additional_special_tokens"] {
             match object.get(key) {
                 Some(Value::Array(list)) if !list.is_empty() => {
-                    self.extra = list
-                        .iter()
-                        .map(|value| token(file, key, value))
-                        .collect::<Result<_, TextError>>()?;
+                    self.extra =
+                        list.iter().map(|value| token(file, key, value)).collect::<Result<_, TextError>>()?;
                     break;
                 }
                 Some(Value::Object(named)) => {
@@ -120,12 +109,7 @@ impl SpecialTokens {
         for (id, value) in decoder {
             let path = format!("{key}.{id}");
             let Ok(number) = id.parse::<u32>() else {
-                return Err(wrong(
-                    file,
-                    &path,
-                    "keyed by a token id",
-                    &Value::from(id.as_str()),
-                ));
+                return Err(wrong(file, &path, "keyed by a token id", &Value::from(id.as_str())));
             };
             by_id.push((number, token(file, &path, value)?));
         }
@@ -136,8 +120,7 @@ impl SpecialTokens {
 
     fn set(&mut self, name: &str, token: Option<AddedToken>) {
         self.named.retain(|(known, _)| known != name);
-        self.named
-            .extend(token.map(|token| (name.to_owned(), token)));
+        self.named.extend(token.map(|token| (name.to_owned(), token)));
     }
 }
 
@@ -177,10 +160,7 @@ mod tests {
     /// Old checkpoints write objects, new ones strings; both mean the same token.
     #[test]
     fn a_token_may_be_a_string_or_an_object() {
-        let tokens = read(
-            r#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>"}"#,
-            "{}",
-        );
+        let tokens = read(r#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>"}"#, "{}");
         assert_eq!(tokens.content("bos_token"), Some("<s>"));
         assert_eq!(tokens.content("eos_token"), Some("</s>"));
         assert_eq!(tokens.content("pad_token"), None);
@@ -192,10 +172,7 @@ mod tests {
         let map = r#"{"eos_token": "<from-map>"}"#;
         let old = read(r#"{"eos_token": "<from-config>"}"#, map);
         assert_eq!(old.content("eos_token"), Some("<from-map>"));
-        let new = read(
-            r#"{"eos_token": "<from-config>", "added_tokens_decoder": {}}"#,
-            map,
-        );
+        let new = read(r#"{"eos_token": "<from-config>", "added_tokens_decoder": {}}"#, map);
         assert_eq!(new.content("eos_token"), Some("<from-config>"));
     }
 
@@ -205,10 +182,7 @@ mod tests {
         let bytes = br#"{"eos_token": 7}"#;
         let error = SpecialTokens::from_bytes(Some(("dir/tokenizer_config.json", bytes)), None);
         let message = error.unwrap_err().to_string();
-        assert!(
-            message.starts_with("dir/tokenizer_config.json: eos_token should be"),
-            "{message}"
-        );
+        assert!(message.starts_with("dir/tokenizer_config.json: eos_token should be"), "{message}");
         assert!(message.contains("found 7"), "{message}");
     }
 }

@@ -71,11 +71,7 @@ impl StopStream {
                 _ => {}
             }
         }
-        Ok(StopStream {
-            stops,
-            held: String::new(),
-            is_stopped: false,
-        })
+        Ok(StopStream { stops, held: String::new(), is_stopped: false })
     }
 
     /// Takes a piece of text. After the end everything is swallowed.
@@ -88,16 +84,10 @@ impl StopStream {
             self.is_stopped = true;
             let mut text = std::mem::take(&mut self.held);
             text.truncate(start);
-            return StopText {
-                text,
-                stopped_by: Some(index),
-            };
+            return StopText { text, stopped_by: Some(index) };
         }
         let rest = self.held.split_off(self.undecided());
-        StopText {
-            text: std::mem::replace(&mut self.held, rest),
-            stopped_by: None,
-        }
+        StopText { text: std::mem::replace(&mut self.held, rest), stopped_by: None }
     }
 
     /// Gives out what was held back, at the end of all text.
@@ -125,11 +115,7 @@ impl StopStream {
         let from = (self.held.len() + 1).saturating_sub(longest);
         (from..self.held.len())
             .filter(|start| self.held.is_char_boundary(*start))
-            .find(|start| {
-                self.stops
-                    .iter()
-                    .any(|stop| stop.starts_with(&self.held[*start..]))
-            })
+            .find(|start| self.stops.iter().any(|stop| stop.starts_with(&self.held[*start..])))
             .unwrap_or(self.held.len())
     }
 }
@@ -143,10 +129,7 @@ mod tests {
     }
 
     fn text(text: &str) -> StopText {
-        StopText {
-            text: text.to_owned(),
-            stopped_by: None,
-        }
+        StopText { text: text.to_owned(), stopped_by: None }
     }
 
     /// A client sees nothing of a stop string, even if it comes letter by letter.
@@ -155,13 +138,7 @@ mod tests {
         let mut stream = stream(&["</end>"]);
         assert_eq!(stream.push("all good <"), text("all good "));
         assert_eq!(stream.push("/e"), text(""));
-        assert_eq!(
-            stream.push("nd> and more"),
-            StopText {
-                text: String::new(),
-                stopped_by: Some(0)
-            }
-        );
+        assert_eq!(stream.push("nd> and more"), StopText { text: String::new(), stopped_by: Some(0) });
         assert_eq!(stream.push("swallowed"), text(""));
         assert_eq!(stream.finish(), "");
         assert!(stream.is_stopped());
@@ -197,20 +174,8 @@ mod tests {
     #[test]
     fn lists_out_of_bounds_are_refused() {
         let refuse = |stops: Vec<String>| StopStream::new(stops).unwrap_err();
-        assert_eq!(
-            refuse(vec!["a".into(), String::new()]),
-            StopError::Empty { index: 1 }
-        );
-        assert_eq!(
-            refuse(vec!["a".into(); 33]),
-            StopError::TooMany { count: 33 }
-        );
-        assert_eq!(
-            refuse(vec!["a".repeat(1025)]),
-            StopError::TooLong {
-                index: 0,
-                bytes: 1025
-            }
-        );
+        assert_eq!(refuse(vec!["a".into(), String::new()]), StopError::Empty { index: 1 });
+        assert_eq!(refuse(vec!["a".into(); 33]), StopError::TooMany { count: 33 });
+        assert_eq!(refuse(vec!["a".repeat(1025)]), StopError::TooLong { index: 0, bytes: 1025 });
     }
 }

@@ -51,9 +51,7 @@ impl Plan {
         for step in &steps {
             // The library subtracts without asking and would panic on a short token.
             if kind(step) == "Strip" && step["stop"].as_u64() != Some(0) {
-                return Err(
-                    "its decoder strips the end of tokens, which is not supported".to_owned(),
-                );
+                return Err("its decoder strips the end of tokens, which is not supported".to_owned());
             }
         }
         if cleans_up {
@@ -77,12 +75,8 @@ impl Pieces {
         for step in steps {
             let step_rank = match kind(step) {
                 "Replace" => {
-                    let from = step["pattern"]["String"]
-                        .as_str()
-                        .filter(|from| !from.is_empty())?;
-                    pieces
-                        .replacements
-                        .push((from.to_owned(), step["content"].as_str()?.to_owned()));
+                    let from = step["pattern"]["String"].as_str().filter(|from| !from.is_empty())?;
+                    pieces.replacements.push((from.to_owned(), step["content"].as_str()?.to_owned()));
                     0
                 }
                 "Metaspace" => {
@@ -145,10 +139,7 @@ pub struct TextStream {
 impl TextStream {
     pub(super) fn new(tokenizer: Tokenizer, skip_special: bool) -> TextStream {
         let strip_left = match tokenizer.plan() {
-            Plan::Pieces(Pieces {
-                strip: Some((_, count)),
-                ..
-            }) => *count,
+            Plan::Pieces(Pieces { strip: Some((_, count)), .. }) => *count,
             _ => 0,
         };
         TextStream {
@@ -257,9 +248,7 @@ impl TextStream {
 
     /// A decoder that fails on these ids gives no text; `decode` gives the error.
     fn decode_all(&self) -> String {
-        self.tokenizer
-            .decode(&self.ids, self.skip_special)
-            .unwrap_or_default()
+        self.tokenizer.decode(&self.ids, self.skip_special).unwrap_or_default()
     }
 
     fn emit(&mut self, text: &str, end: usize, out: &mut String) {
@@ -335,10 +324,7 @@ mod tests {
     /// The alphabet is a bijection on bytes; one wrong row would garble some language silently.
     #[test]
     fn the_byte_alphabet_is_complete() {
-        let mut seen: Vec<u8> = (0..0x200)
-            .filter_map(char::from_u32)
-            .filter_map(byte_of_char)
-            .collect();
+        let mut seen: Vec<u8> = (0..0x200).filter_map(char::from_u32).filter_map(byte_of_char).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..=255).collect::<Vec<u8>>());
     }

@@ -58,11 +58,8 @@ impl Tokenizer {
         special_tokens_map_json: Option<&[u8]>,
     ) -> Result<Tokenizer, TextError> {
         let named = |name| files::display(Path::new(place), name);
-        let (file, config_file, map_file) = (
-            named("tokenizer.json"),
-            named("tokenizer_config.json"),
-            named("special_tokens_map.json"),
-        );
+        let (file, config_file, map_file) =
+            (named("tokenizer.json"), named("tokenizer_config.json"), named("special_tokens_map.json"));
         let special_tokens = SpecialTokens::from_bytes(
             tokenizer_config_json.map(|bytes| (config_file.as_str(), bytes)),
             special_tokens_map_json.map(|bytes| (map_file.as_str(), bytes)),
@@ -73,20 +70,15 @@ impl Tokenizer {
         };
         let config = Config::read(&config_file, &config)?;
 
-        let unusable = |reason: String| TextError::Tokenizer {
-            file: file.clone(),
-            reason,
-        };
+        let unusable = |reason: String| TextError::Tokenizer { file: file.clone(), reason };
         // Parsed as plain JSON first: the library's own message for a cut file names neither line nor file.
         let json = parse_object(&file, tokenizer_json)?;
         if !json.get("model").is_some_and(Value::is_object) {
             return Err(unusable("it has no model section".to_owned()));
         }
-        let mut backend = tokenizers::Tokenizer::from_bytes(tokenizer_json)
-            .map_err(|error| unusable(error.to_string()))?;
-        backend
-            .with_truncation(None)
-            .map_err(|error| unusable(error.to_string()))?;
+        let mut backend =
+            tokenizers::Tokenizer::from_bytes(tokenizer_json).map_err(|error| unusable(error.to_string()))?;
+        backend.with_truncation(None).map_err(|error| unusable(error.to_string()))?;
         backend.with_padding(None);
         backend.set_encode_special_tokens(config.split_special_tokens);
         add_tokens(&mut backend, &special_tokens).map_err(|error| unusable(error.to_string()))?;
@@ -94,18 +86,10 @@ impl Tokenizer {
             let ends = ends(&backend, &special_tokens, bos, eos).map_err(unusable)?;
             backend.with_post_processor(Some(ends));
         }
-        let cleans_up = config.clean_up
-            && (config.clean_up_bpe || !matches!(backend.get_model(), ModelWrapper::BPE(_)));
+        let cleans_up =
+            config.clean_up && (config.clean_up_bpe || !matches!(backend.get_model(), ModelWrapper::BPE(_)));
         let plan = Plan::of(backend.get_decoder(), cleans_up).map_err(unusable)?;
-        Ok(Tokenizer {
-            inner: Arc::new(Inner {
-                file,
-                backend,
-                special_tokens,
-                plan,
-                cleans_up,
-            }),
-        })
+        Ok(Tokenizer { inner: Arc::new(Inner { file, backend, special_tokens, plan, cleans_up }) })
     }
 
     /// The ids of `text`. `add_special` adds what the model wants around a raw text, usually a
@@ -173,9 +157,7 @@ impl Tokenizer {
     /// Whether decoding may skip this id.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.inner.backend.get_added_vocabulary();
-        added
-            .simple_id_to_token(id)
-            .is_some_and(|token| added.is_special_token(&token))
+        added.simple_id_to_token(id).is_some_and(|token| added.is_special_token(&token))
     }
 
     /// The tokens that have a name.
@@ -187,9 +169,8 @@ impl Tokenizer {
     pub(super) fn decodable(&self, id: u32, skip_special: bool) -> Option<String> {
         use tokenizers::Model;
         let added = self.inner.backend.get_added_vocabulary();
-        let token = added
-            .simple_id_to_token(id)
-            .or_else(|| self.inner.backend.get_model().id_to_token(id))?;
+        let token =
+            added.simple_id_to_token(id).or_else(|| self.inner.backend.get_model().id_to_token(id))?;
         (!skip_special || !added.is_special_token(&token)).then_some(token)
     }
 
@@ -225,33 +206,21 @@ impl Config {
             (bos, eos) => Some((bos.unwrap_or(true), eos.unwrap_or(false))),
         };
         Ok(Config {
-            llama_ends: llama_ends
-                .filter(|_| matches!(class, "LlamaTokenizer" | "LlamaTokenizerFast")),
+            llama_ends: llama_ends.filter(|_| matches!(class, "LlamaTokenizer" | "LlamaTokenizerFast")),
             clean_up: flag("clean_up_tokenization_spaces")?.unwrap_or(false),
-            clean_up_bpe: flag(
-                "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
-            )?
-            .unwrap_or(false),
+            clean_up_bpe: flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")?
+                .unwrap_or(false),
             split_special_tokens: flag("split_special_tokens")?.unwrap_or(false),
         })
     }
 }
 
 /// Adds what the configuration lists and `tokenizer.json` lacks.
-fn add_tokens(
-    backend: &mut tokenizers::Tokenizer,
-    special_tokens: &SpecialTokens,
-) -> tokenizers::Result<()> {
+fn add_tokens(backend: &mut tokenizers::Tokenizer, special_tokens: &SpecialTokens) -> tokenizers::Result<()> {
     backend.add_tokens(special_tokens.added().iter().cloned())?;
-    let known: std::collections::HashSet<String> = backend
-        .get_added_tokens_decoder()
-        .into_values()
-        .map(|token| token.content)
-        .collect();
-    let missing = special_tokens
-        .required()
-        .filter(|token| !known.contains(&token.content))
-        .cloned();
+    let known: std::collections::HashSet<String> =
+        backend.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
+    let missing = special_tokens.required().filter(|token| !known.contains(&token.content)).cloned();
     backend.add_tokens(missing)?;
     Ok(())
 }
@@ -269,10 +238,8 @@ fn ends(
     };
     let tokens: [Option<(String, u32)>; 2] = [find(bos, "bos_token"), find(eos, "eos_token")];
     // Pieces are handed over one by one: a template string would misread a token that holds a space.
-    let piece =
-        |token: &Option<(String, u32)>| token.iter().map(|(text, _)| text.clone()).collect();
-    let single: Vec<String> =
-        [piece(&tokens[0]), vec!["$A".to_owned()], piece(&tokens[1])].concat();
+    let piece = |token: &Option<(String, u32)>| token.iter().map(|(text, _)| text.clone()).collect();
+    let single: Vec<String> = [piece(&tokens[0]), vec!["$A".to_owned()], piece(&tokens[1])].concat();
     let specials = tokens
         .iter()
         .flatten()

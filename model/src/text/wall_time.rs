@@ -4,15 +4,7 @@
 //! The specifiers are those of Python's `strftime` in the C locale with a naive local time, because the
 //! models were trained on prompts that it wrote.
 
-const DAYS: [&str; 7] = [
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-];
+const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
     "January",
     "February",
@@ -64,15 +56,10 @@ impl WallTime {
         let day_of_era = since_march_0.rem_euclid(DAYS_PER_ERA);
         let year_of_era =
             (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-        let day_of_march_year =
-            day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let day_of_march_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
         let march_month = (5 * day_of_march_year + 2) / 153;
         let day = (day_of_march_year - (153 * march_month + 2) / 5 + 1) as u32;
-        let month = if march_month < 10 {
-            march_month + 3
-        } else {
-            march_month - 9
-        } as u32;
+        let month = if march_month < 10 { march_month + 3 } else { march_month - 9 } as u32;
         let year = year_of_era + era * 400 + i64::from(month <= 2);
 
         let before = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334][month as usize - 1];
@@ -103,9 +90,7 @@ impl WallTime {
             let rest = chars.as_str();
             let flags_end = rest.find(|c| !"-_0^#".contains(c)).unwrap_or(rest.len());
             let (flags, rest) = rest.split_at(flags_end);
-            let width_end = rest
-                .find(|c: char| !c.is_ascii_digit())
-                .unwrap_or(rest.len());
+            let width_end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
             let (width, rest) = rest.split_at(width_end);
             let mut after = rest.chars();
             let field = after.next().and_then(|letter| self.field(letter));
@@ -120,15 +105,9 @@ impl WallTime {
                 Some(_) => Some('0'),
                 None => Some(pad),
             };
-            let width = width
-                .parse::<usize>()
-                .unwrap_or(natural_width)
-                .min(WIDTH_MAX);
+            let width = width.parse::<usize>().unwrap_or(natural_width).min(WIDTH_MAX);
             let missing = width.saturating_sub(text.chars().count());
-            out.extend(
-                pad.into_iter()
-                    .flat_map(|pad| std::iter::repeat_n(pad, missing)),
-            );
+            out.extend(pad.into_iter().flat_map(|pad| std::iter::repeat_n(pad, missing)));
             if flags.contains('^') {
                 out.push_str(&text.to_uppercase());
             } else {
@@ -197,11 +176,7 @@ impl WallTime {
         if week < 1 {
             return (self.year - 1, iso_weeks(self.year - 1));
         }
-        if week > iso_weeks(self.year) {
-            (self.year + 1, 1)
-        } else {
-            (self.year, week)
-        }
+        if week > iso_weeks(self.year) { (self.year + 1, 1) } else { (self.year, week) }
     }
 }
 
@@ -211,14 +186,9 @@ fn is_leap(year: i64) -> bool {
 
 /// 53 where the year begins on a Thursday, or on a Wednesday before a leap day; else 52.
 fn iso_weeks(year: i64) -> i64 {
-    let last_weekday = |year: i64| {
-        (year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400)).rem_euclid(7)
-    };
-    if last_weekday(year) == 4 || last_weekday(year - 1) == 3 {
-        53
-    } else {
-        52
-    }
+    let last_weekday =
+        |year: i64| (year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400)).rem_euclid(7);
+    if last_weekday(year) == 4 || last_weekday(year - 1) == 3 { 53 } else { 52 }
 }
 
 #[cfg(test)]
@@ -233,14 +203,8 @@ mod tests {
         for (format, expected) in [
             ("%Y-%m-%d", "2024-02-29"),
             ("%d %b %Y", "29 Feb 2024"),
-            (
-                "%A, %B %-d, %Y at %-I:%M %p",
-                "Thursday, February 29, 2024 at 1:05 PM",
-            ),
-            (
-                "%j %y %H:%M:%S %e|%-H|%_H|%^a",
-                "060 24 13:05:09 29|13|13|THU",
-            ),
+            ("%A, %B %-d, %Y at %-I:%M %p", "Thursday, February 29, 2024 at 1:05 PM"),
+            ("%j %y %H:%M:%S %e|%-H|%_H|%^a", "060 24 13:05:09 29|13|13|THU"),
             ("%U %W %V %G %u %w", "08 09 09 2024 4 4"),
             ("%z%Z 100%% %Q %", " 100% %Q %"),
             ("%c", "Thu Feb 29 13:05:09 2024"),
@@ -269,16 +233,7 @@ mod tests {
     #[test]
     fn odd_formats_are_harmless() {
         let time = WallTime::from_unix(i64::MAX, i32::MIN);
-        for format in [
-            "%",
-            "%%%",
-            "%-",
-            "%0",
-            "%99999999999999999999Y",
-            "%é",
-            "%1000000d",
-            "",
-        ] {
+        for format in ["%", "%%%", "%-", "%0", "%99999999999999999999Y", "%é", "%1000000d", ""] {
             assert!(time.format(format).len() < 200);
         }
     }

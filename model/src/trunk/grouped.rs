@@ -10,7 +10,6 @@ use crate::share::{PIECE_ROWS, share};
 use crate::spec::{Grouped, QkNorm};
 use crate::weights::GroupedWeights;
 
-#[expect(clippy::too_many_arguments, reason = "one phase of a step, called from one place")]
 pub(super) fn attend(
     trunk: &Trunk,
     pool: &Pool,
@@ -31,7 +30,12 @@ pub(super) fn attend(
     let input = work.rows.view();
     let bias = |part: usize| weights.biases.as_ref().map(|biases| biases[part].as_slice());
     let mut tasks = [
-        store(&weights.query, bias(0), input, RowsMut::new(&mut work.queries, rows, query_width, query_width)),
+        store(
+            &weights.query,
+            bias(0),
+            input,
+            RowsMut::new(&mut work.queries, rows, query_width, query_width),
+        ),
         store(&weights.key, bias(1), input, RowsMut::new(&mut work.keys, rows, key_width, key_width)),
         store(&weights.value, bias(2), input, RowsMut::new(&mut work.values, rows, key_width, key_width)),
     ];
@@ -50,10 +54,8 @@ pub(super) fn attend(
     let pages = &*cache;
     share(pool, pieces, |(piece, ((queries, keys), values))| {
         let first = piece * PIECE_ROWS;
-        let rows = queries
-            .chunks_mut(query_width)
-            .zip(keys.chunks_mut(key_width))
-            .zip(values.chunks_mut(key_width));
+        let rows =
+            queries.chunks_mut(query_width).zip(keys.chunks_mut(key_width)).zip(values.chunks_mut(key_width));
         for (row, ((query, key), value)) in (first..).zip(rows) {
             if let Some([query_norm, key_norm]) = &weights.norms {
                 norm(trunk, grouped, query, query_norm);

@@ -12,7 +12,6 @@ use crate::share::{PIECE_ROWS, share};
 use crate::spec::Latent;
 use crate::weights::{LatentWeights, QueryWeights};
 
-#[expect(clippy::too_many_arguments, reason = "one phase of a step, called from one place")]
 pub(super) fn attend(
     trunk: &Trunk,
     pool: &Pool,

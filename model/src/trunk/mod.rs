@@ -294,9 +294,7 @@ impl Trunk {
         let width = weight.len();
         let kernels = self.kernels;
         let rows = from.len() / width;
-        let pieces = from
-            .chunks(PIECE_ROWS * width)
-            .zip(split_rows(to.out(), pieces_of(rows)));
+        let pieces = from.chunks(PIECE_ROWS * width).zip(split_rows(to.out(), pieces_of(rows)));
         share(pool, pieces, |(from, mut out)| {
             let mut normed = vec![0.0; width];
             for (row, from) in from.chunks(width).enumerate() {

@@ -49,9 +49,10 @@ impl<'c> ExpertPlan<'c> {
         let mut biases = None;
         let block = match names.expert(expert) {
             ExpertNames::Separate(block) => {
-                let fused = names.fused_experts().into_iter().find(|prefix| {
-                    checkpoint.find(&format!("{prefix}.gate_up_proj")).is_some()
-                });
+                let fused = names
+                    .fused_experts()
+                    .into_iter()
+                    .find(|prefix| checkpoint.find(&format!("{prefix}.gate_up_proj")).is_some());
                 match fused {
                     Some(prefix) if checkpoint.find(&block.gate).is_none() => {
                         stacked(checkpoint, &prefix, count, expert, hidden, width)?

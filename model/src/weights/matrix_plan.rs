@@ -69,10 +69,7 @@ impl<'c> MatrixPlan<'c> {
 
     /// Bytes as stored. A plane that several matrices share counts in part.
     pub(super) fn stored_bytes(&self) -> u64 {
-        self.parts
-            .iter()
-            .map(|p| p.plane.stored_bytes() * p.rows.len() as u64 / p.plane.rows() as u64)
-            .sum()
+        self.parts.iter().map(|p| p.plane.stored_bytes() * p.rows.len() as u64 / p.plane.rows() as u64).sum()
     }
 
     /// Reads, hashes and packs it into the next bytes of `region`.
@@ -126,8 +123,10 @@ fn pack_floats(
     })?;
     if part.turned {
         let terms = part.rows.len();
-        let turned: Vec<f32> =
-            (0..columns).flat_map(|n| (0..terms).map(move |k| (n, k))).map(|(n, k)| floats[k * columns + n]).collect();
+        let turned: Vec<f32> = (0..columns)
+            .flat_map(|n| (0..terms).map(move |k| (n, k)))
+            .map(|(n, k)| floats[k * columns + n])
+            .collect();
         builder.pack_rows_f32(part.placement, 0, &turned, terms);
     } else {
         builder.pack_rows_f32(part.placement, 0, &floats, columns);

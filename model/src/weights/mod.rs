@@ -13,6 +13,6 @@ pub use block::Block;
 pub use expert::{ExpertId, ExpertPlan};
 pub use manifest::{Digest, DigestCache, Manifest};
 pub use trunk::{
-    AttentionWeights, Embedding, ForwardWeights, GateWeights, GroupedWeights, LatentWeights,
-    QueryWeights, TrunkLayer, TrunkPlan, TrunkWeights,
+    AttentionWeights, Embedding, ForwardWeights, GateWeights, GroupedWeights, LatentWeights, QueryWeights,
+    TrunkLayer, TrunkPlan, TrunkWeights,
 };

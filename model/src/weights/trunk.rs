@@ -151,7 +151,7 @@ pub struct TrunkPlan<'c> {
 }
 
 /// What a loaded layer says of itself.
-pub type Loaded<T> = Result<(T, Option<Digest>), CheckpointError>;
+pub(crate) type Loaded<T> = Result<(T, Option<Digest>), CheckpointError>;
 
 impl<'c> TrunkPlan<'c> {
     /// A plan for the whole trunk.
@@ -210,8 +210,7 @@ impl<'c> TrunkPlan<'c> {
             Values::Bf16(values) => halves.extend_from_slice(values),
             Values::F32(values) => floats.extend_from_slice(values),
         })?;
-        let embedding =
-            if floats.is_empty() { Embedding::Bf16(halves) } else { Embedding::F32(floats) };
+        let embedding = if floats.is_empty() { Embedding::Bf16(halves) } else { Embedding::F32(floats) };
         Ok((embedding, reader.take_digest().map(Digest)))
     }
 
@@ -275,11 +274,9 @@ impl<'c> TrunkPlan<'c> {
         let output = output.load(region, reader)?;
         let mut bias = |part: &str, matrix: &Matrix| self.bias(reader, &names.attention(part), matrix);
         let biases = match g.qkv_bias {
-            true => Some([
-                bias("q_proj.bias", &query)?,
-                bias("k_proj.bias", &key)?,
-                bias("v_proj.bias", &value)?,
-            ]),
+            true => {
+                Some([bias("q_proj.bias", &query)?, bias("k_proj.bias", &key)?, bias("v_proj.bias", &value)?])
+            }
             false => None,
         };
         let output_bias = if g.output_bias { Some(bias("o_proj.bias", &output)?) } else { None };
@@ -453,7 +450,6 @@ impl<'c> TrunkPlan<'c> {
             Some(s) if s.gated => {
                 let name = names.shared_gate();
 
-            
                 Some(crate::checkpoint::vector_slice(self.checkpoint, reader, &name, 1, 0, self.spec.hidden)?)
             }
             _ => None,

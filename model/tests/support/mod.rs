@@ -54,7 +54,8 @@ pub fn kernels_of(class: NumericClass) -> Vec<Kernels> {
         .filter_map(|&path: &KernelPath| match Kernels::new(class, path) {
             Ok(kernels) => Some(kernels),
             Err(_) => {
-                let feature = path.missing_feature().expect("a path of the class can fail for no other reason");
+                let feature =
+                    path.missing_feature().expect("a path of the class can fail for no other reason");
                 println!("SKIPPED: {class} on {path}: {feature} is missing");
                 None
             }
@@ -265,8 +266,7 @@ impl Loop {
     pub fn forward(&mut self, tokens: &[u32], observe: &mut dyn Observe) -> Vec<f32> {
         let mut sequence = Sequence::default();
         let rows: Vec<usize> = (0..tokens.len()).collect();
-        let logits =
-            self.step_observed(&mut [Run { sequence: &mut sequence, tokens }], Some(&rows), observe);
+        let logits = self.step_observed(&mut [Run { sequence: &mut sequence, tokens }], Some(&rows), observe);
         self.cache.release(sequence);
         logits
     }
