@@ -28,95 +28,104 @@ impl Sums {
     }
 }
 
+/// A panel's row of finished sums, with its bias.
+///
+/// These are functions and not closures, because only functions can be told to be inlined: left to itself
+/// the compiler puts a closure outside the path's instructions, where a multiply-add calls libm.
+#[inline(always)]
+fn value(task: &Task<'_>, sums: &Sums, row: usize, panel: usize) -> [f32; PANEL] {
+    let mut value = *sums.at(row, panel);
+    // Without a bias nothing is added: adding zero would turn -0.0 into 0.0.
+    if let Some(bias) = task.bias {
+        let from = (sums.panel + panel) * PANEL;
+        let bias = bias[from..].first_chunk::<PANEL>().expect("a bias covers whole panels");
+        for lane in 0..PANEL {
+            value[lane] += bias[lane];
+        }
+    }
+    value
+}
+
+/// Gate and up of one pair of panels, joined.
+#[inline(always)]
+fn gated<F: Fused>(activation: Activation, gate: [f32; PANEL], up: [f32; PANEL]) -> [f32; PANEL] {
+    let mut result = [0.0; PANEL];
+    match activation {
+        Activation::Silu => {
+            for lane in 0..PANEL {
+                result[lane] = math::silu::<F>(gate[lane]) * up[lane];
+            }
+        }
+        Activation::ClampedSwiglu { alpha, limit } => {
+            for lane in 0..PANEL {
+                result[lane] = math::clamped_swiglu::<F>(gate[lane], up[lane], alpha, limit);
+            }
+        }
+    }
+    result
+}
+
 #[inline(always)]
 fn body<F: Fused>(task: &Task<'_>, sums: Sums) {
-    let ones = [0.0_f32; PANEL];
-    // Without a bias nothing is added: adding zero would turn -0.0 into 0.0.
-    let bias = |panel: usize| match task.bias {
-        Some(bias) => bias[panel * PANEL..].first_chunk::<PANEL>().expect("a bias covers whole panels"),
-        None => &ones,
+    let columns = match &task.sink {
+        Sink::Store(out) | Sink::Add(out) => out.columns(),
+        Sink::Round(out) | Sink::Gate { out, .. } => out.columns(),
     };
-    let value = |row: usize, panel: usize| {
-        let mut value = *sums.at(row, panel);
-        if task.bias.is_some() {
-            let bias = bias(sums.panel + panel);
-            for lane in 0..PANEL {
-                value[lane] += bias[lane];
-            }
-        }
-        value
-    };
-    match &task.sink {
-        Sink::Store(out) => each(&sums, out.columns(), |row, panel, column, count| {
-            // SAFETY: see `each`.
-            unsafe { store(&value(row, panel), out.pointer(sums.row + row, column), count) }
-        }),
-        Sink::Add(out) => each(&sums, out.columns(), |row, panel, column, count| {
-            let value = value(row, panel);
-            let target = out.pointer(sums.row + row, column);
-            for (lane, value) in value.iter().enumerate().take(count) {
-                // SAFETY: see `each`.
-                unsafe { *target.add(lane) += value };
-            }
-        }),
-        Sink::Round(RowOut::F32(out)) => each(&sums, out.columns(), |row, panel, column, count| {
-            // SAFETY: see `each`.
-            unsafe { store(&value(row, panel), out.pointer(sums.row + row, column), count) }
-        }),
-        Sink::Round(RowOut::Bf16(out)) => {
-            each(&sums, out.columns(), |row, panel, column, count| {
-                // SAFETY: see `each`.
-                unsafe {
-                    store(&value(row, panel).map(bf16::round), out.pointer(sums.row + row, column), count)
-                }
-            })
-        }
-        Sink::Gate { activation, out } => {
-            let gated = |row: usize, pair: usize| {
-                let (gate, up) = (value(row, 2 * pair), value(row, 2 * pair + 1));
-                let mut result = [0.0; PANEL];
-                match *activation {
-                    Activation::Silu => {
-                        for lane in 0..PANEL {
-                            result[lane] = math::silu::<F>(gate[lane]) * up[lane];
-                        }
-                    }
-                    Activation::ClampedSwiglu { alpha, limit } => {
-                        for lane in 0..PANEL {
-                            result[lane] = math::clamped_swiglu::<F>(gate[lane], up[lane], alpha, limit);
-                        }
+    let step = if matches!(task.sink, Sink::Gate { .. }) { 2 } else { 1 };
+    debug_assert!(sums.panel.is_multiple_of(step) && sums.panels.is_multiple_of(step));
+    // A tile belongs to one thread, so these columns of these rows are nobody else's, and they are
+    // inside the sink's window: that is the reason of every block below.
+    for row in 0..sums.rows {
+        let to = sums.row + row;
+        for panel in (0..sums.panels).step_by(step) {
+            let column = (sums.panel + panel) / step * PANEL;
+            let count = PANEL.min(columns - column);
+            let value = value(task, &sums, row, panel);
+            match &task.sink {
+                // SAFETY: as said above the loop.
+                Sink::Store(out) => unsafe { store(&value, out.pointer(to, column), count) },
+                Sink::Add(out) => {
+                    let target = out.pointer(to, column);
+                    for (lane, value) in value.iter().enumerate().take(count) {
+                        // SAFETY: as said above the loop.
+                        unsafe { *target.add(lane) += value };
                     }
                 }
-                result
-            };
-            debug_assert!(sums.panel.is_multiple_of(2) && sums.panels.is_multiple_of(2));
-            let pairs = Sums { panel: sums.panel / 2, panels: sums.panels / 2, ..sums };
-            match out {
-                RowOut::F32(out) => each(&pairs, out.columns(), |row, pair, column, count| {
-                    // SAFETY: see `each`.
-                    unsafe { store(&gated(row, pair), out.pointer(sums.row + row, column), count) }
-                }),
-                RowOut::Bf16(out) => each(&pairs, out.columns(), |row, pair, column, count| {
-                    // SAFETY: see `each`.
-                    unsafe {
-                        store(&gated(row, pair).map(bf16::round), out.pointer(sums.row + row, column), count)
-                    }
-                }),
+                // SAFETY: as said above the loop.
+                Sink::Round(out) => unsafe { put(&value, out, to, column, count) },
+                Sink::Gate { activation, out } => {
+                    let up = self::value(task, &sums, row, panel + 1);
+                    let joined = gated::<F>(*activation, value, up);
+                    // SAFETY: as said above the loop.
+                    unsafe { put(&joined, out, to, column, count) };
+                }
             }
         }
     }
 }
 
-/// Calls `put` for every row of every panel, with the panel's first column and how many columns are real. A tile belongs
-/// to one thread, so these columns of these rows are nobody else's, and they are inside the sink's window.
+/// Rounds to the row type.
+///
+/// # Safety
+/// `count` values from `column` of `row` on may be written.
 #[inline(always)]
-fn each(sums: &Sums, columns: usize, mut put: impl FnMut(usize, usize, usize, usize)) {
-    for row in 0..sums.rows {
-        for panel in 0..sums.panels {
-            let column = (sums.panel + panel) * PANEL;
-            put(row, panel, column, PANEL.min(columns - column));
+unsafe fn put(value: &[f32; PANEL], out: &RowOut<'_>, row: usize, column: usize, count: usize) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        match out {
+            RowOut::F32(out) => store(value, out.pointer(row, column), count),
+            RowOut::Bf16(out) => store(&rounded(value), out.pointer(row, column), count),
         }
     }
+}
+
+#[inline(always)]
+fn rounded(value: &[f32; PANEL]) -> [u16; PANEL] {
+    let mut halves = [0; PANEL];
+    for lane in 0..PANEL {
+        halves[lane] = bf16::round(value[lane]);
+    }
+    halves
 }
 
 /// # Safety
@@ -127,9 +136,21 @@ unsafe fn store<T: Copy>(value: &[T; PANEL], target: *mut T, count: usize) {
         // SAFETY: promised by the caller.
         unsafe { target.cast::<[T; PANEL]>().write_unaligned(*value) };
     } else {
-        // SAFETY: promised by the caller, and `count` is less than a panel.
-        unsafe { std::ptr::copy_nonoverlapping(value.as_ptr(), target, count) };
+        // SAFETY: promised by the caller.
+        unsafe { store_some(value, target, count) };
     }
+}
+
+/// The last panel of a matrix whose outputs are not a multiple of sixteen. Not inlined: the compiler
+/// would join both cases into one copy of unknown length, which took 4% of a prefill.
+///
+/// # Safety
+/// `count` values at `target` may be written; `count` is less than a panel.
+#[cold]
+#[inline(never)]
+unsafe fn store_some<T: Copy>(value: &[T; PANEL], target: *mut T, count: usize) {
+    // SAFETY: promised by the caller.
+    unsafe { std::ptr::copy_nonoverlapping(value.as_ptr(), target, count) };
 }
 
 dispatched! {

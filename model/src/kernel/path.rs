@@ -46,7 +46,7 @@ impl Plan {
         match kernels.path() {
             #[cfg(target_arch = "x86_64")]
             Path::Avx512f | Path::Avx512Bf16 => {
-                Plan { tile: 8, terms: equal_terms(k, 1024), pass: 84, ..one_block }
+                Plan { tile: 16, terms: equal_terms(k, 1024), pass: 84, ..one_block }
             }
             _ => Plan { pass: 36, ..one_block },
         }
