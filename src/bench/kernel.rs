@@ -183,12 +183,13 @@ impl Kernel {
 }
 
 /// Matrices of one shape over much memory.
-struct Matrices {
-    region: Arc<Region>,
+pub(super) struct Matrices {
+    pub(super) region: Arc<Region>,
     all: Vec<Matrix>,
 }
 
-fn matrices(k: usize, n: usize) -> Matrices {
+/// Fills [`MEMORY_BYTES`] with matrices.
+pub(super) fn matrices(k: usize, n: usize) -> Matrices {
     let shape = Shape::plain(n, k, Element::Bf16);
     let count = (MEMORY_BYTES / shape.bytes()).max(2);
     let region = Arc::new(Region::new((count * shape.bytes().next_multiple_of(64)).max(MEMORY_BYTES)));

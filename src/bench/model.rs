@@ -6,6 +6,7 @@
 //! windows between the steps, because the speed of a shared machine moves within minutes.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -19,6 +20,7 @@ use model::weights::TrunkPlan;
 use node::host::Host;
 use serde_json::{Value, json};
 
+use super::kernel::matrices;
 use super::shape::{Shape, parse};
 use crate::Failure;
 use crate::arguments::{ComputeArguments, size};
@@ -122,16 +124,13 @@ struct Step {
 
 /// The probes.
 struct Limits {
-    memory: Region,
+    memory: Arc<Region>,
     at: usize,
 }
 
 impl Limits {
     fn new() -> Self {
-        let memory = Region::new(PROBE_BYTES);
-        // SAFETY: the region is that long and nobody else has it; touched so that pages exist.
-        unsafe { std::ptr::write_bytes(memory.as_ptr(), 1, PROBE_BYTES) };
-        Self { memory, at: 0 }
+        Self { memory: matrices(1024, 1024).region, at: 0 }
     }
 
     /// Read bandwidth in bytes/s and multiply-add peak in 1/s, now.
