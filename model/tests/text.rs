@@ -520,7 +520,7 @@ fn failing_templates_say_where_and_why() {
         assert!(message.contains("or put a corrected chat_template.jinja beside it"), "{message}");
     }
     let message = render("{% macro m() %}{{ raise_exception('no ' ~ 1) }}{% endmacro %}{{ m() }}");
-    assert_eq!(message, "the model's chat template refuses this conversation: no 1");
+    assert_eq!(message, "dir/chat_template.jinja: the chat template refuses this conversation: no 1");
     let endless = render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}");
     assert!(endless.contains("recursion"), "{endless}");
 
