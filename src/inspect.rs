@@ -120,7 +120,11 @@ impl Inspect {
             bytes(f.expert_bytes),
             bytes(f.expert_stored_bytes)
         ));
-        lines.push(format!("  all {} experts {}", f.experts, bytes(f.experts as u64 * f.expert_bytes)));
+        lines.push(format!(
+            "  all {:13} {}",
+            format!("{} experts", f.experts),
+            bytes(f.experts as u64 * f.expert_bytes)
+        ));
         lines.push(format!("  trunk             {}", bytes(f.trunk_bytes)));
         lines.push(format!("  KV                {} per token", bytes(f.kv_bytes_per_token)));
         lines.push(format!(

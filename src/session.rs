@@ -62,7 +62,7 @@ pub(crate) fn texts(model: Option<&Path>) -> Result<Texts, Failure> {
                 false => None,
             },
             chat: ChatTemplate::open(dir)?,
-            defaults: GenerationConfig::open(dir)?,
+            defaults: defaults(dir)?,
         },
         None => {
             let config = include_bytes!("../demo-model/tokenizer_config.json").as_slice();
@@ -81,6 +81,18 @@ pub(crate) fn texts(model: Option<&Path>) -> Result<Texts, Failure> {
             }
         }
     })
+}
+
+/// `generation_config.json`; where it names no end of an answer, `config.json` may, as for the reference.
+fn defaults(dir: &Path) -> Result<GenerationConfig, Failure> {
+    let mut defaults = GenerationConfig::open(dir)?;
+    if defaults.eos_ids.is_empty()
+        && let Ok(config) = std::fs::read(dir.join("config.json"))
+        && let Ok(config) = GenerationConfig::from_bytes("config.json", &config)
+    {
+        defaults.eos_ids = config.eos_ids;
+    }
+    Ok(defaults)
 }
 
 impl Texts {

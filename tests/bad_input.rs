@@ -192,6 +192,21 @@ fn texts_that_cannot_be_used_are_refused() {
     );
 }
 
+#[cfg(unix)]
+#[test]
+fn text_that_is_not_utf8_is_refused() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    let output = program::command(&["generate", "--prompt"])
+        .arg(OsStr::from_bytes(b"caf\xe9"))
+        .output()
+        .expect("it runs");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("UTF-8"), "{message}");
+}
+
 /// A NaN is no reason to refuse, but to be told: which tensor, and what it means.
 #[test]
 fn nan_in_weights_is_a_warning() {
