@@ -5,18 +5,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::experts::LocalExperts;
-use model::kernel::Kernels;
+use model::kernel::{Kernels, RowType};
 use model::kv::{KvCache, Sequence};
 use model::load::{self, Opened, Progress, Request};
 use model::plain::{Observe, Run, StepError, check_context, step};
 use model::pool::Pool;
 use model::text::{ChatTemplate, GenerationConfig, Tokenizer};
 use model::trunk::{Trunk, Workspace};
-use model::weights::{DigestCache, Manifest};
+use model::weights::{DigestCache, ExpertId, ExpertPlan, Manifest, TrunkPlan};
+use node::host::Host;
 
 use crate::Failure;
 use crate::arguments::{ComputeArguments, ModelArguments};
-use crate::output::with_progress;
+use crate::output::{bytes, with_progress};
 
 /// Rows of a prefill step: enough that an expert's weights are read once for many rows.
 const PREFILL_ROWS: usize = 2048;
@@ -120,6 +121,7 @@ impl Session {
         let start = Instant::now();
         let kernels = compute.kernels()?;
         let threads = compute.threads()?;
+        let kv_memory = check_memory(opened, kernels, kv_memory)?;
         let cores = compute.cores.as_ref().map(|c| c.0.as_slice());
         let pool = Arc::new(Pool::new(threads, cores));
         pool.pin_caller();
@@ -169,6 +171,29 @@ impl Session {
     pub(crate) fn logits(&mut self, rows: &[usize], logits: &mut Vec<f32>) {
         self.trunk.logits(&self.pool, &mut self.work, rows, logits);
     }
+}
+
+/// Refuses a model that this machine cannot hold, before minutes of loading end in the system's
+/// killing the process. Returns the memory for keys and values, at most what the machine has.
+fn check_memory(opened: &Opened, kernels: Kernels, kv_memory: u64) -> Result<u64, Failure> {
+    let Some(memory) = Host::read().memory_bytes else { return Ok(kv_memory) };
+    let exact = kernels.class().row_type() == RowType::F32;
+    let mut needed = TrunkPlan::new(&opened.checkpoint, &opened.spec).bytes()?;
+    for (layer, moe) in opened.spec.moe_layers() {
+        let first = ExpertId { layer: layer as u32, expert: 0 };
+        let plan = ExpertPlan::new(&opened.checkpoint, &opened.spec, first)?;
+        needed += plan.bytes(exact) as u64 * moe.experts as u64;
+    }
+    if needed > memory {
+        return Err(format!(
+            "{}: its weights need {} in memory, this machine has {}; use a machine with more, or a smaller model",
+            opened.checkpoint.dir().display(),
+            bytes(needed),
+            bytes(memory)
+        )
+        .into());
+    }
+    Ok(kv_memory.min(memory))
 }
 
 type Parts = (Trunk, std::collections::HashMap<model::weights::ExpertId, Arc<model::weights::Block>>);

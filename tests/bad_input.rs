@@ -63,6 +63,7 @@ fn arguments_are_checked() {
     refuse(&["is a folder"], &["forward", "--tokens", "1", "--out", mixtral]);
     refuse(&["600 positions"], &["inspect", mixtral, "--context", "600"]);
     refuse(&["colour"], &["bench", "model", "--shape", "colour=3"]);
+    refuse(&["weights need", "this machine has"], &["bench", "model", "--shape", "layers=200,width=65536"]);
     refuse(&["is not empty"], &["bench", "make-checkpoint", mixtral]);
 }
 
@@ -96,7 +97,7 @@ fn a_configuration_that_cannot_be_run_is_refused_by_name() {
     with("rope_scaling", Some(json!({"rope_type": "linear"})), &["rope_scaling.factor"]);
     with("quantization_config", Some(json!({"quant_method": "awq"})), &["quant_method: \"awq\""]);
     with("vocab_size", Some(json!(600)), &["[512, 64]", "[600, 64]"]);
-    with("num_local_experts", Some(json!(9)), &["experts.8.w1.weight", "is missing"]);
+    with("num_local_experts", Some(json!(9)), &["[8, 64]", "[9, 64]"]);
     with("num_hidden_layers", Some(json!(5)), &["model.layers.4", "is missing"]);
     with("sliding_window", Some(json!("wide")), &["sliding_window", "wide"]);
 
