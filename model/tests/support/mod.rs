@@ -2,17 +2,19 @@
 #![allow(dead_code, reason = "every test file uses a part of it")]
 #![allow(unreachable_pub, reason = "a test file has no outside")]
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use phalanx_model::experts::{Experts, LocalExperts};
+use phalanx_model::experts::{Experts, ExpertsError, Groups, LocalExperts, compute_blocks};
 use phalanx_model::kernel::{Kernels, NumericClass, Path as KernelPath};
 use phalanx_model::kv::{KvCache, Sequence};
 use phalanx_model::load::{self, Opened, Progress, Request};
 use phalanx_model::plain::{Observe, Run, Unobserved, step};
 use phalanx_model::pool::Pool;
+use phalanx_model::rows::{RowBuffer, write_row};
 use phalanx_model::trunk::{Trunk, Workspace};
-use phalanx_model::weights::Manifest;
+use phalanx_model::weights::{Block, ExpertId, Manifest};
 use serde_json::Value;
 
 pub fn root() -> PathBuf {
@@ -306,4 +308,109 @@ pub fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
     let off: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
     let all: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
     (off / all).sqrt()
+}
+
+/// The seven families, and options that change what a row sees or how it is summed: windows, a head width that is
+/// no multiple of sixteen, odd sizes, clamps, weights that only class `f32` keeps whole.
+pub const FIXTURES: [&str; 15] = [
+    "mixtral",
+    "qwen3moe",
+    "qwen2moe",
+    "olmoe",
+    "deepseekv2",
+    "deepseekv3-seed",
+    "gptoss",
+    "mixtral-v5-sliding",
+    "qwen2moe-sliding-linear",
+    "gptoss-clamp",
+    "deepseekv3-yarn-mtp",
+    "deepseekv2-greedy",
+    "olmoe-clip",
+    "mixtral-f16",
+    "qwen2moe-f32",
+];
+
+/// The plain path of `avx512bf16` is slow; here it stands in for the path where that does not run.
+pub const SMALL: &str = "deepseekv2-greedy";
+
+/// A class with its paths that run here.
+pub struct Class {
+    pub class: NumericClass,
+    pub paths: Vec<Kernels>,
+}
+
+impl Class {
+    pub fn all() -> Vec<Class> {
+        NumericClass::ALL.into_iter().map(|class| Class { class, paths: kernels_of(class) }).collect()
+    }
+
+    pub fn plain(&self) -> Kernels {
+        Kernels::new(self.class, KernelPath::Plain).expect("the plain path runs on every CPU")
+    }
+
+    /// The paths that compute the fixture.
+    pub fn paths_for(&self, name: &str) -> Vec<Kernels> {
+        if self.paths.is_empty() && name == SMALL { vec![self.plain()] } else { self.paths.clone() }
+    }
+
+    /// What they are compared with.
+    pub fn oracle_for(&self, name: &str) -> Kernels {
+        match self.class {
+            NumericClass::Avx512Bf16 if name != SMALL => self.paths[0],
+            _ => self.plain(),
+        }
+    }
+}
+
+/// Experts that know no batch: the last group first, one row at a time, in buffers that are new each time.
+pub struct OneByOne<'a> {
+    pub kernels: Kernels,
+    pub pool: &'a Pool,
+    pub blocks: &'a HashMap<ExpertId, Arc<Block>>,
+    pub calls: usize,
+}
+
+impl OneByOne<'_> {
+    pub fn row(&mut self, block: &Block, values: &[f32]) -> Vec<f32> {
+        self.calls += 1;
+        let row_type = self.kernels.class().row_type();
+        let buffer = |columns: usize| {
+            let mut buffer = RowBuffer::new(row_type);
+            buffer.reset(1, columns);
+            buffer
+        };
+        let (mut input, mut inner, mut out) = (buffer(values.len()), buffer(0), buffer(values.len()));
+        write_row(self.kernels, &mut input.out(), 0, values);
+        compute_blocks(self.kernels, self.pool, &[(block, None, 1)], &input, &mut inner, &mut out);
+        out.row_f32(0)
+    }
+}
+
+impl Experts for OneByOne<'_> {
+    fn compute(
+        &mut self,
+        layer: usize,
+        rows: &RowBuffer,
+        groups: &Groups,
+        out: &mut RowBuffer,
+    ) -> Result<(), ExpertsError> {
+        for group in (0..groups.experts.len()).rev() {
+            let id = ExpertId { layer: layer as u32, expert: groups.experts[group] };
+            let block = Arc::clone(&self.blocks[&id]);
+            for slot in (groups.starts[group]..groups.starts[group + 1]).rev() {
+                let values = self.row(&block, &rows.row_f32(groups.rows[slot] as usize));
+                write_row(self.kernels, &mut out.out(), slot, &values);
+            }
+        }
+        Ok(())
+    }
+}
+
+pub fn assert_bits(found: &[f32], wanted: &[f32], width: usize, first: usize, what: &str) {
+    assert_eq!(found.len(), wanted.len(), "{what}");
+    let different = found.iter().zip(wanted).position(|(a, b)| a.to_bits() != b.to_bits());
+    if let Some(at) = different {
+        let (row, column) = (first + at / width, at % width);
+        panic!("{what}, row {row}, column {column}: {:e}, expected {:e}", found[at], wanted[at]);
+    }
 }
