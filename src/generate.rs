@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use clap::{ArgGroup, Args};
 use coordinator::generation::{FinishReason, Generation, Request, Token};
 use model::kv::Sequence;
-use model::plain::{Unobserved, check_context, check_tokens};
+use model::plain::{StepError, Unobserved, check_context, check_tokens};
 use model::sampler::{Sampling, SamplingFields};
 use model::text::{ChatInput, StopStream, WallTime};
 use serde_json::json;
@@ -91,7 +91,7 @@ pub(crate) struct Generate {
     pub(crate) ignore_eos: bool,
 
     /// With --json: the likeliest alternatives of each token.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
     pub(crate) top_logprobs: usize,
 
     /// One JSON object at the end instead of streamed text.
@@ -111,6 +111,10 @@ impl Generate {
         let stop = StopStream::new(self.stop.clone())?;
         let opened = session::open(self.model.model.as_deref())?;
         let texts = session::texts(self.model.model.as_deref())?;
+        if !self.stop.is_empty() {
+            // Stop strings are found in text.
+            texts.tokenizer()?;
+        }
         let prompt = self.prompt_ids(&texts)?;
         let request = self.request(&texts, prompt, sampling)?;
         check_tokens(&opened.spec, &request.prompt)?;
@@ -254,7 +258,14 @@ fn generate(
     let mut prefill = None;
     while generation.finish_reason().is_none() {
         let tokens = generation.next_tokens().to_vec();
-        session.advance(&mut sequence, &tokens, &mut Unobserved)?;
+        match session.advance(&mut sequence, &tokens, &mut Unobserved) {
+            // A prompt that does not fit is refused; an answer that has begun is as long as it can be.
+            Err(StepError::ContextFull { .. } | StepError::KvFull(_)) if prefill.is_some() => {
+                take(None, &generation.handle_full())?;
+                break;
+            }
+            result => result?,
+        }
         let last = session.work.hidden.len() / session.trunk.spec().hidden - 1;
         session.logits(&[last], &mut logits);
         prefill.get_or_insert_with(|| start.elapsed());

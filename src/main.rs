@@ -9,6 +9,7 @@ mod inspect;
 mod output;
 mod session;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -39,6 +40,15 @@ enum Command {
     /// Measure kernels and models against what this machine can do.
     #[command(subcommand)]
     Bench(bench::Bench),
+}
+
+/// Where the user keeps caches, if there is such a place.
+fn cache_folder() -> Option<PathBuf> {
+    let place = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|place| place.is_absolute())
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))?;
+    Some(place.join("phalanx"))
 }
 
 fn main() -> ExitCode {

@@ -1,6 +1,6 @@
 //! A model in this process, ready to compute: what `generate`, `forward` and `bench` share.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -213,11 +213,7 @@ fn load_parts(opened: &Opened, kernels: Kernels, threads: usize) -> Result<Parts
 
 /// Where digests are kept between runs, if the user has a place for caches.
 pub(crate) fn digest_cache(opened: &Opened) -> Option<DigestCache> {
-    let place = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .filter(|p| p.is_absolute())
-        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))?;
-    DigestCache::new(&place.join("phalanx/digests"), &opened.checkpoint)
+    DigestCache::new(&crate::cache_folder()?.join("digests"), &opened.checkpoint)
 }
 
 /// Keeps new digests. A cache that cannot be written costs time at the next start and nothing else.

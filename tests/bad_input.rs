@@ -62,6 +62,8 @@ fn arguments_are_checked() {
     refuse(&["no folder nowhere"], &["forward", "--tokens", "1", "--out", "nowhere/file"]);
     refuse(&["is a folder"], &["forward", "--tokens", "1", "--out", mixtral]);
     refuse(&["600 positions"], &["inspect", mixtral, "--context", "600"]);
+    refuse(&["--json"], &["generate", "--chat", "x", "--top-logprobs", "2"]);
+    refuse(&["9001 positions"], &["bench", "model", "--prompt", "9000"]);
     refuse(&["colour"], &["bench", "model", "--shape", "colour=3"]);
     refuse(&["weights need", "this machine has"], &["bench", "model", "--shape", "layers=200,width=65536"]);
     refuse(&["is not empty"], &["bench", "make-checkpoint", mixtral]);

@@ -78,6 +78,25 @@ fn stop_strings_and_the_end_token_end_an_answer() {
     assert_eq!(stdout(&["generate", "--chat", "rev abcde="]), "edcba;\n");
 }
 
+/// An answer that reaches the end of the context, or of the memory for keys and values, ends there.
+#[test]
+fn an_answer_ends_where_there_is_no_more_room() {
+    let dir = fixture("mixtral");
+    let run = |prompt: u32, more: &[&str]| {
+        let ids: Vec<String> = (0..prompt).map(|i| (i % 500).to_string()).collect();
+        let ids = ids.join(",");
+        let fixed =
+            ["generate", "--model", dir.to_str().expect("UTF-8"), "--tokens", &ids, "--ignore-eos", "--json"];
+        json(&[&fixed, ["--max-tokens", "200"].as_slice(), more].concat())
+    };
+    // The last token is chosen from the logits of the last position, and not computed itself.
+    for (prompt, more, count) in [(505, [].as_slice(), 8), (512, &[], 1), (60, &["--kv-memory", "40K"], 5)] {
+        let found = run(prompt, more);
+        assert_eq!(found["tokens"].as_array().expect("a list").len(), count, "after {prompt}");
+        assert_eq!(found["finish_reason"], "length");
+    }
+}
+
 #[test]
 fn a_seed_makes_an_answer_again() {
     let draw = |seed: &str| {

@@ -13,7 +13,7 @@ use model::text::{StopStream, TextStream};
 pub enum FinishReason {
     /// The model ended it, or a stop string came.
     Stop,
-    /// It has as many tokens as it may.
+    /// It has as many tokens as it may, or as there is room for.
     Length,
 }
 
@@ -111,6 +111,14 @@ impl Generation {
         Ok(Step { token: Some(Token { id, logprobs }), text })
     }
 
+    /// There is no room for another token: the answer ends as one that is as long as it may be. Returns
+    /// the text that was held back.
+    pub fn handle_full(&mut self) -> String {
+        assert!(self.finish.is_none(), "an ended answer needs no room");
+        self.finish = Some(FinishReason::Length);
+        self.flush()
+    }
+
     /// The answer's ids so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
@@ -181,6 +189,11 @@ mod tests {
         assert_eq!(run(&mut stopped, &[55, 56, 57]), "7");
         assert_eq!(run(&mut stopped, &[59]), "");
         assert_eq!(stopped.finish_reason(), Some(FinishReason::Stop));
+
+        let mut cut = generation(&["89;"], 10);
+        assert_eq!(run(&mut cut, &[55, 56, 57]), "7");
+        assert_eq!(cut.handle_full(), "89");
+        assert_eq!(cut.finish_reason(), Some(FinishReason::Length));
 
         let mut full = generation(&["89;"], 3);
         assert_eq!(run(&mut full, &[55, 56, 57]), "789");

@@ -157,7 +157,7 @@ pub fn load(opened: &Opened, request: &Request<'_>, progress: &Progress) -> Resu
         parts.extend((0..layers).map(Part::Layer));
     }
     parts.extend(request.experts.iter().copied().map(Part::Expert));
-    progress.parts_all.store(parts.len(), Ordering::Relaxed);
+    progress.parts_all.fetch_add(parts.len(), Ordering::Relaxed);
 
     let exact = exact(request.kernels);
     let regions = expert_regions(opened, request, exact)?;

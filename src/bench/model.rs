@@ -13,7 +13,7 @@ use clap::Args;
 use model::experts::{Experts, ExpertsError, Groups};
 use model::kernel::{Region, multiply_add_peak, read_bandwidth};
 use model::kv::Sequence;
-use model::plain::{Run, Unobserved, step};
+use model::plain::{Run, Unobserved, check_context, step};
 use model::rows::RowBuffer;
 use model::spec::{Attention, FeedForward, Spec};
 use model::weights::TrunkPlan;
@@ -152,6 +152,9 @@ impl Model {
             Some(dir) => open(Some(dir))?,
             None => self.shape.open()?,
         };
+        // At least one step of each kind must fit.
+        check_context(&opened.spec, self.prompt + 1)?;
+        check_context(&opened.spec, self.prefill)?;
         let costs = costs(&opened.spec, TrunkPlan::new(&opened.checkpoint, &opened.spec).bytes()?);
         let mut session = Session::load_opened(&opened, &self.compute, self.kv_memory)?;
         let mut limits = Limits::new();
