@@ -59,7 +59,7 @@ impl ComputeArguments {
             None => Kernels::best().class(),
         });
         if let Some(path) = self.kernel_path {
-            return Ok(Kernels::new(class, path)?);
+            return Ok(Kernels::admitted_of(class, &[path])?.kernels);
         }
         match Kernels::admitted(class) {
             Ok(admission) => {

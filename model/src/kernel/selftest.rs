@@ -50,11 +50,16 @@ pub struct Admission {
 impl Kernels {
     /// The fastest path of a class that passes the self-test, with its fingerprint.
     pub fn admitted(class: NumericClass) -> Result<Admission, KernelError> {
+        Kernels::admitted_of(class, class.paths())
+    }
+
+    /// The first of `paths` that can run here and passes the self-test, with its fingerprint.
+    pub fn admitted_of(class: NumericClass, paths: &[Path]) -> Result<Admission, KernelError> {
         let plain = Kernels::new(class, Path::Plain)?;
         let expected = results(plain, false);
         let mut messages = Vec::new();
         let mut refusal = None;
-        for &path in class.paths() {
+        for &path in paths {
             let kernels = match Kernels::new(class, path) {
                 Ok(kernels) => kernels,
                 Err(error) => {
