@@ -1,0 +1,163 @@
+//! Every truncated prefix of a session that was real, recorded by a relay between two good ends.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use phalanx_transport::Frame;
+use phalanx_transport::buffer::Pool;
+use phalanx_transport::carrier::tcp::{Plaintext, Protection, TcpCarrier};
+use phalanx_transport::peer::Endpoint;
+use phalanx_transport::security::Role;
+use phalanx_transport::wire::control::{Control, Refusal};
+use phalanx_transport::wire::{HEADER_BYTES, Header, Kind};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::raw::{Raw, hear, until_cut, whence};
+use crate::target::{Over, Target, attack, limits, local};
+
+/// What the dialling end of a session sent, on each of its connections: control, data, weights.
+pub(crate) struct Recorded(pub(crate) [Vec<u8>; 3]);
+
+/// Where the first frame of a stream ends.
+fn first_frame(bytes: &[u8]) -> usize {
+    let header = Header::read(bytes.first_chunk::<HEADER_BYTES>().unwrap(), 1 << 20).unwrap();
+    HEADER_BYTES + header.payload_bytes() as usize
+}
+
+/// Records a short session: dispatches and their returns, weights, a probe, an orderly end.
+pub(crate) async fn record(target: &mut Target) -> Recorded {
+    let relay = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (near, far) = (relay.local_addr().unwrap().to_string(), target.address.clone());
+    let streams: [Arc<Mutex<Vec<u8>>>; 3] = Default::default();
+    let recording = tokio::spawn({
+        let streams = streams.clone();
+        async move {
+            let mut copies = tokio::task::JoinSet::new();
+            for stream in streams {
+                let (near, _) = relay.accept().await.unwrap();
+                let far = TcpStream::connect(&far).await.unwrap();
+                let ((mut from_near, mut to_near), (mut from_far, mut to_far)) =
+                    (near.into_split(), far.into_split());
+                copies.spawn(async move {
+                    let mut bytes = vec![0; 64 << 10];
+                    while let Ok(count @ 1..) = from_near.read(&mut bytes).await {
+                        stream.lock().unwrap().extend(&bytes[..count]);
+                        to_far.write_all(&bytes[..count]).await.unwrap();
+                    }
+                    let _ = to_far.shutdown().await;
+                });
+                copies.spawn(async move {
+                    let _ = tokio::io::copy(&mut from_far, &mut to_near).await;
+                    let _ = to_near.shutdown().await;
+                });
+            }
+            copies.join_all().await;
+        }
+    });
+    let pool = Pool::new(1 << 20);
+    let carrier = TcpCarrier::new(Protection::Plaintext(Plaintext::Loopback), pool.clone());
+    let node = Endpoint::new(local(target.cluster, Role::Node, "recorded"), limits(), pool.clone()).unwrap();
+    let mut link = node.dial(&carrier, &near).await.unwrap();
+    for id in 0..3 {
+        let mut header = Header::of_bytes(Kind::Dispatch, id, 40);
+        header.remaining_us = 60_000_000;
+        link.peer.send(Frame::new(header, pool.copy_of(&[id as u8; 40]).unwrap())).await.unwrap();
+        assert_eq!(link.data.receive().await.unwrap().unwrap().payload[..], [id as u8; 40]);
+    }
+    let header = Header::of_bytes(Kind::Weights, 0, 60);
+    link.peer.send(Frame::new(header, pool.copy_of(&[9; 60]).unwrap())).await.unwrap();
+    link.peer.probe(10).await.unwrap();
+    let (ended, ..) = tokio::join!(link.peer.drain(), link.data.receive(), link.weights.receive());
+    assert!(ended.in_order(), "{ended}");
+    drop(link);
+    recording.await.unwrap();
+    let end = target.end_of("node recorded").await;
+    assert!(end.contains("in order"), "{end}");
+    Recorded(streams.map(|stream| std::mem::take(&mut *stream.lock().unwrap())))
+}
+
+/// As somebody who heard them would send them, each on a connection of its own that ends there.
+#[test]
+fn every_prefix_of_a_session_that_ends() {
+    attack(Over::Plain, async |mut target: Target| {
+        let Recorded(streams) = record(&mut target).await;
+        for (which, stream) in streams.iter().enumerate() {
+            let first = first_frame(stream);
+            // What follows the first frame of a lane that nobody waits for is not looked at.
+            let last = if which == 0 { stream.len() } else { first };
+            for length in 0..=last {
+                let mut socket = TcpStream::connect(&target.address).await.unwrap();
+                let from = whence(&socket);
+                socket.write_all(&stream[..length]).await.unwrap();
+                socket.shutdown().await.unwrap();
+                let answer = hear(&mut socket).await;
+                drop(socket);
+                let known = which == 0 && length >= first;
+                let end = target.end_of(if known { "node recorded" } else { &from }).await;
+                let expected = match (length, which) {
+                    (0, _) => "it ended the connection",
+                    (_, 0) if length > first => "before the end of a frame|while the link was attaching",
+                    (_, 0) if length == first => "it ended the connection",
+                    _ if length == first => "no link waits for this lane",
+                    _ => "before the end of a frame",
+                };
+                assert!(expected.split('|').any(|words| end.contains(words)), "{which}, {length}: {end}");
+                assert_eq!(answer.is_some(), length >= first, "{which}, {length}: {answer:?}");
+                if which > 0 && length == first {
+                    assert_eq!(answer, Some(Control::Refused(Refusal::Attach)));
+                }
+            }
+        }
+        target.honest.rounds(10).await;
+        target
+    });
+}
+
+/// The same, all at once, and none of them ends: each is ended in its time, and good peers come in beside them.
+#[test]
+fn every_prefix_of_a_session_that_is_held() {
+    attack(Over::Plain, async |mut target: Target| {
+        let Recorded(streams) = record(&mut target).await;
+        let mut held = Vec::new();
+        for stream in &streams {
+            for length in 0..=stream.len() {
+                let mut socket = TcpStream::connect(&target.address).await.unwrap();
+                // Where it has been ended already, there is nobody to write to.
+                let _ = socket.write_all(&stream[..length]).await;
+                held.push(socket);
+            }
+        }
+        let took = target.another_comes().await;
+        assert!(took < Duration::from_secs(1), "a good peer waited for {took:?} behind {}", held.len());
+        for socket in &mut held {
+            until_cut(socket).await;
+        }
+        target.honest.rounds(10).await;
+        target
+    });
+}
+
+/// On a link that is open: what was recorded on a lane, cut after every byte, and the lane ends.
+#[test]
+fn every_prefix_of_a_lane() {
+    attack(Over::Plain, async |mut target: Target| {
+        let Recorded(streams) = record(&mut target).await;
+        for (which, stream) in streams.iter().enumerate() {
+            let frames = &stream[first_frame(stream)..];
+            for length in 0..=frames.len() {
+                let name = format!("cut-{which}-{length}-");
+                let raw = Raw::open(&target, &name).await;
+                let mut sockets = [raw.control, raw.data, raw.weights];
+                sockets[which].write_all(&frames[..length]).await.unwrap();
+                sockets[which].shutdown().await.unwrap();
+                let end = target.end_of(&raw.name).await;
+                let lane = ["the control lane", "the data lane", "the weights lane"][which];
+                // On the control lane the recorded session may say more than this one's state lets it.
+                let broken = which == 0 && end.contains("broke the protocol");
+                assert!(end.contains(lane) && end.contains("lost") || broken, "{which}, {length}: {end}");
+            }
+        }
+        target
+    });
+}
