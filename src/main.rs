@@ -2,6 +2,7 @@
 
 mod arguments;
 mod bench;
+mod certs;
 mod demo;
 mod forward;
 mod generate;
@@ -37,6 +38,9 @@ enum Command {
     Forward(forward::Forward),
     /// What a checkpoint is, and what it needs.
     Inspect(inspect::Inspect),
+    /// Make a cluster's authority, certificates of peers and join tokens, and look at them.
+    #[command(subcommand)]
+    Certs(certs::Certs),
     /// Measure kernels and models against what this machine can do.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -51,12 +55,27 @@ fn cache_folder() -> Option<PathBuf> {
     Some(place.join("phalanx"))
 }
 
+/// Where files go that nobody keeps.
+fn temporary_folder() -> PathBuf {
+    std::env::temp_dir()
+}
+
+/// Where the user keeps what programs are to remember, if there is such a place.
+fn config_folder() -> Option<PathBuf> {
+    let place = std::env::var_os("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .filter(|place| place.is_absolute())
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config")))?;
+    Some(place.join("phalanx"))
+}
+
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         None => demo::run(),
         Some(Command::Generate(command)) => command.run(),
         Some(Command::Forward(command)) => command.run(),
         Some(Command::Inspect(command)) => command.run(),
+        Some(Command::Certs(command)) => command.run(),
         Some(Command::Bench(command)) => command.run(),
     };
     match result {
