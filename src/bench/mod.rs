@@ -4,6 +4,7 @@ mod checkpoint;
 mod kernel;
 mod model;
 mod shape;
+mod transport;
 
 use clap::Subcommand;
 
@@ -16,6 +17,8 @@ pub(crate) enum Bench {
     Kernel(kernel::Kernel),
     /// Prefill and decode of a model, as a share of the roofline.
     Model(model::Model),
+    /// Carriers of the transport, as ratios to bare programs of the same kind.
+    Transport(transport::Transport),
     /// Write a checkpoint with random weights of any shape.
     MakeCheckpoint(checkpoint::MakeCheckpoint),
 }
@@ -25,6 +28,7 @@ impl Bench {
         match self {
             Bench::Kernel(command) => command.run(),
             Bench::Model(command) => command.run(),
+            Bench::Transport(command) => command.run(),
             Bench::MakeCheckpoint(command) => command.run(),
         }
     }
