@@ -1,6 +1,8 @@
-//! Whole requests: the side of the program that knows tokens, sequences and people's text.
+//! Whole requests: scheduler, trunk, routing, and the control plane. It holds no expert's weights.
 //!
-//! It may import `model` and `transport`, never `node`. Cores (pure: events in, actions out) and the
-//! shells that carry them out are kept apart.
+//! It may import `model` and `transport`, never `node`. [`data`] is the way of a token, [`placement`] what the
+//! control plane tells it.
 
+pub mod data;
 pub mod generation;
+pub mod placement;

@@ -1,9 +1,11 @@
 //! What stands on the wire, byte by byte; `docs/protocol.md` says the same for people.
 //!
 //! Pure. [`header`] is the fixed header of every frame, [`groups`] the table that a dispatch or return
-//! carries before its rows, [`control`] the closed set of control messages, [`enrolment`] those of getting a certificate, [`codec`] their bytes, [`crc`] the
-//! checksum.
+//! carries before its rows, [`control`] the closed set of control messages, [`cluster`] those of them that nodes
+//! and coordinators say of experts, [`enrolment`] those of getting a certificate, [`codec`] their bytes, [`crc`]
+//! the checksum.
 
+pub mod cluster;
 pub mod codec;
 pub mod control;
 pub mod crc;

@@ -1,0 +1,5 @@
+//! The data plane: from an admitted request to its tokens.
+//!
+//! It reads the placement that the control plane publishes and sends observations back; nothing else crosses.
+
+pub mod ids;
