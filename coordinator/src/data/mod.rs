@@ -2,6 +2,8 @@
 //!
 //! It reads the placement that the control plane publishes and sends observations back; nothing else crosses.
 
+pub mod flow;
 pub mod ids;
 pub mod request;
+pub mod scheduler;
 pub mod stage;
