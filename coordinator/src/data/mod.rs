@@ -2,4 +2,5 @@
 //!
 //! It reads the placement that the control plane publishes and sends observations back; nothing else crosses.
 
+pub mod exchange;
 pub mod ids;
