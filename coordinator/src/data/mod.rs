@@ -2,6 +2,7 @@
 //!
 //! It reads the placement that the control plane publishes and sends observations back; nothing else crosses.
 
+pub mod exchange;
 pub mod flow;
 pub mod ids;
 pub mod request;
