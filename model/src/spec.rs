@@ -331,6 +331,11 @@ impl Spec {
             .filter(move |experts| dense_out || !experts.is_dense)
     }
 
+    /// Whether some layer is dense.
+    pub fn has_dense_layers(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Dense { .. }))
+    }
+
     /// Whether the model has expert `expert` in layer `layer`; a dense layer's only one is 0.
     pub fn has_expert(&self, layer: usize, expert: usize) -> bool {
         self.layer_experts(layer).is_some_and(|experts| expert < experts.experts)

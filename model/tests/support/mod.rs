@@ -214,7 +214,10 @@ impl Loop {
     }
 
     pub fn with(dir: &Path, kernels: Kernels, threads: usize) -> Self {
-        let opened = Opened::open(dir).unwrap_or_else(|e| panic!("{e}"));
+        Self::of(&Opened::open(dir).unwrap_or_else(|e| panic!("{e}")), kernels, threads)
+    }
+
+    pub fn of(opened: &Opened, kernels: Kernels, threads: usize) -> Self {
         let all = opened.experts();
         let request = Request {
             kernels,
@@ -224,7 +227,7 @@ impl Loop {
             digests: true,
             known: &Manifest::default(),
         };
-        let loaded = load::load(&opened, &request, &Progress::default()).unwrap_or_else(|e| panic!("{e}"));
+        let loaded = load::load(opened, &request, &Progress::default()).unwrap_or_else(|e| panic!("{e}"));
         let pool = Arc::new(Pool::new(threads, None));
         let cache = KvCache::new(&opened.spec, kernels.class().row_type(), 64 << 20);
         Self {
