@@ -3,3 +3,5 @@
 //! It reads the placement that the control plane publishes and sends observations back; nothing else crosses.
 
 pub mod ids;
+pub mod request;
+pub mod stage;

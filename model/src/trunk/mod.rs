@@ -4,9 +4,12 @@
 //! feed-forward is rounded to the row type; sums of the two kinds meet in f32 only.
 
 mod grouped;
+mod landed;
 mod latent;
 
 use std::sync::Arc;
+
+pub use landed::RowValues;
 
 use crate::attention::Span;
 use crate::experts::{Groups, compute_blocks};
@@ -122,9 +125,16 @@ impl Trunk {
                 }
             }
         }
+        self.rotate(work, spans);
+    }
+
+    /// Prepares the rotation of every row of a batch: part of [`Trunk::embed`], and all that a batch of rows needs
+    /// which were embedded before.
+    pub fn rotate(&self, work: &mut Workspace, spans: &[Span<'_>]) {
+        let rows = spans.iter().map(|span| span.rows.end).max().unwrap_or(0);
         let half = self.spec.rope.dim() / 2;
-        resize(&mut work.cosines, tokens.len() * half);
-        resize(&mut work.sines, tokens.len() * half);
+        resize(&mut work.cosines, rows * half);
+        resize(&mut work.sines, rows * half);
         for span in spans {
             for (position, row) in (span.start..).zip(span.rows.clone()) {
                 let at = row * half..(row + 1) * half;
