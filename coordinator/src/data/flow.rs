@@ -127,6 +127,8 @@ pub struct Flow {
     doors: Doors,
     batch: Batch,
     is_computing: bool,
+    /// The batch's rows are on their way already.
+    is_sent: bool,
     are_devices_idle: bool,
     /// Rows that have left the first door and not yet the flow.
     entered: usize,
@@ -161,6 +163,7 @@ impl Flow {
                 runs: Vec::with_capacity(batch_rows),
             },
             is_computing: false,
+            is_sent: false,
             are_devices_idle: true,
             entered: 0,
             is_mixed: false,
@@ -202,6 +205,16 @@ impl Flow {
         self.rows.out(sequence)
     }
 
+    /// Rows of a sequence that stand at doors: what has landed for them is not needed when the sequence is cancelled.
+    pub fn rows_at_doors(&self, sequence: SequenceId) -> impl Iterator<Item = RowId> + '_ {
+        self.rows.at_doors(sequence)
+    }
+
+    /// Whether the sequence of this row, which is in use, leaves.
+    pub fn is_leaving(&self, row: RowId) -> bool {
+        self.rows.is_leaving(row.0)
+    }
+
     /// Rows arrive at the first door. There must be room for them, and they must go on where the sequence's last chunk
     /// ended; a sequence that is new here, or new again, may begin anywhere.
     pub fn handle_chunk(&mut self, chunk: Chunk) {
@@ -231,10 +244,25 @@ impl Flow {
         &self.batch
     }
 
+    /// The rows of the batch polled last are on their way out, though the trunk is not done with the batch: it has
+    /// shared experts to compute. Never at the head.
+    pub fn handle_sent(&mut self) {
+        assert!(self.is_computing && !self.is_sent, "a batch is sent once, and before it is done");
+        assert!(self.batch.stage != self.head, "no rows go out at the head");
+        self.is_sent = true;
+        self.let_out();
+    }
+
     /// The batch polled last is done: its rows are out, or gone if it was at the head.
     pub fn handle_attended(&mut self) {
         assert!(self.is_computing, "a batch is done once");
+        if !std::mem::take(&mut self.is_sent) {
+            self.let_out();
+        }
         self.is_computing = false;
+    }
+
+    fn let_out(&mut self) {
         for i in 0..self.batch.rows.len() {
             let row = self.batch.rows[i].0;
             if self.batch.stage == self.head || self.rows.is_leaving(row) {

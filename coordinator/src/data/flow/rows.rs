@@ -173,6 +173,13 @@ impl Rows {
         }
     }
 
+    /// The rows of a sequence that stand at doors, from the last to the first.
+    pub(super) fn at_doors(&self, sequence: SequenceId) -> impl Iterator<Item = RowId> + '_ {
+        std::iter::successors(self.last(sequence), |&row| self.before(row))
+            .filter(|&row| matches!(self.row(row).place, Place::First | Place::Following | Place::Parked))
+            .map(RowId)
+    }
+
     /// The rows of a sequence that are out, from the last to the first.
     pub(super) fn out(&self, sequence: SequenceId) -> impl Iterator<Item = RowId> + '_ {
         std::iter::successors(self.last(sequence), |&row| self.before(row))
