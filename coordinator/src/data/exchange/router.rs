@@ -62,8 +62,8 @@ pub(super) struct Actor {
     pub(super) open: u32,
     /// Of these, overdue.
     pub(super) overdue: u32,
-    /// Rows of all open frames that it has a part in.
-    pub(super) held: u32,
+    /// Credit of all open frames that it has a part in.
+    pub(super) held: u64,
     /// The dispatch that it got last.
     pub(super) last_sent: u64,
     pub(super) pause: Pause,
@@ -223,7 +223,7 @@ impl Router {
 
     /// It may get rows that are not retried alone.
     pub(super) fn takes(&self, actor: &Actor) -> bool {
-        self.is_usable(actor) && !actor.is_reserved && actor.held < self.links[actor.link as usize].held_max
+        self.is_usable(actor) && !actor.is_reserved && self.links[actor.link as usize].leaves_room(actor.held)
     }
 
     /// Something waits in a queue, or somebody became able to take it.
