@@ -17,6 +17,7 @@ use model::family;
 use model::spec::Spec;
 use model::weights::{Digest, ExpertId};
 use tokio::sync::{oneshot, watch};
+use transport::link::TellRefused;
 use transport::peer::Peer;
 use transport::wire::cluster::{
     ActorId, Assignment, Cluster, Hold, Join, Joined, Load, ToCoordinator, ToNode,
@@ -96,12 +97,17 @@ impl Session {
     /// Says what can be said now.
     fn say_on(&mut self) {
         while let Some(what) = self.unsaid.pop_front() {
-            if let Err(why) = self.peer.tell(Cluster::ToCoordinator(what.clone())) {
-                if self.peer.ended().is_none() {
-                    tracing::debug!(peer = ?self.peer, %why, "said later");
+            match self.peer.tell(Cluster::ToCoordinator(what.clone())) {
+                Ok(()) => {}
+                Err(TellRefused::Full { .. }) => {
                     self.unsaid.push_front(what);
+                    return;
                 }
-                return;
+                // Only an end of the link, which is told elsewhere, or a message that no time mends.
+                Err(why) if self.peer.ended().is_none() => {
+                    tracing::warn!(peer = ?self.peer, %why, "not said to the coordinator");
+                }
+                Err(_) => return,
             }
         }
     }
