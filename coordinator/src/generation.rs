@@ -90,15 +90,21 @@ impl Generation {
 
     /// Takes the logits that follow the tokens last asked for.
     pub fn handle_logits(&mut self, logits: &[f32]) -> Result<Step, SamplingError> {
-        assert!(self.finish.is_none(), "an ended answer takes no logits");
-        let Request { prompt, sampling, tokens_max, end_ids, logprobs } = &self.request;
+        let Request { prompt, sampling, logprobs, .. } = &self.request;
         let position = (prompt.len() + self.tokens.len()) as u64;
         let id = sampler::choose(logits, prompt, &self.tokens, sampling, position)?.token;
+        let logprobs = logprobs.map(|count| sampler::logprobs(logits, id, count)).transpose()?;
+        Ok(self.handle_token(id, logprobs))
+    }
+
+    /// Takes the token that was chosen after the tokens last asked for.
+    pub fn handle_token(&mut self, id: u32, logprobs: Option<Logprobs>) -> Step {
+        assert!(self.finish.is_none(), "an ended answer takes no tokens");
+        let Request { tokens_max, end_ids, .. } = &self.request;
         if end_ids.contains(&id) {
             self.finish = Some(FinishReason::Stop);
-            return Ok(Step { token: None, text: self.flush() });
+            return Step { token: None, text: self.flush() };
         }
-        let logprobs = logprobs.map(|count| sampler::logprobs(logits, id, count)).transpose()?;
         self.tokens.push(id);
         let piece = self.text.as_mut().map(|text| text.push(id)).unwrap_or_default();
         let mut text = self.stop.push(&piece).text;
@@ -108,7 +114,12 @@ impl Generation {
             self.finish = Some(FinishReason::Length);
             text += &self.flush();
         }
-        Ok(Step { token: Some(Token { id, logprobs }), text })
+        Step { token: Some(Token { id, logprobs }), text }
+    }
+
+    /// What was asked for.
+    pub fn request(&self) -> &Request {
+        &self.request
     }
 
     /// There is no room for another token: the answer ends as one that is as long as it may be. Returns

@@ -24,7 +24,7 @@ pub mod experts;
 pub mod gate;
 pub mod kv;
 pub mod plain;
-mod share;
+pub mod share;
 pub mod trunk;
 
 pub mod load;

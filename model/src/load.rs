@@ -47,6 +47,8 @@ pub struct Opened {
     pub checkpoint: Checkpoint,
     /// Of `config.json`.
     pub config_digest: Digest,
+    /// The feed-forwards of dense layers are experts like the routed ones, and not the trunk's.
+    pub dense_out: bool,
 }
 
 /// Reads `config.json` of a folder.
@@ -62,23 +64,31 @@ impl Opened {
     /// Opens a folder.
     pub fn open(dir: &Path) -> Result<Self, LoadError> {
         let (spec, config_digest) = read_spec(dir)?;
-        Ok(Self { spec: Arc::new(spec), checkpoint: Checkpoint::open(dir)?, config_digest })
+        Ok(Self::new(spec, Checkpoint::open(dir)?, config_digest))
     }
 
     /// Opens a model that is compiled in.
     pub fn embedded(name: &str, config: &[u8], weights: &'static [u8]) -> Result<Self, LoadError> {
         let spec = family::spec(&Config::parse(&Path::new(name).join("config.json"), config)?)?;
         let checkpoint = Checkpoint::embedded(&format!("{name}/model.safetensors"), weights)?;
-        Ok(Self { spec: Arc::new(spec), checkpoint, config_digest: Digest::of(config) })
+        Ok(Self::new(spec, checkpoint, Digest::of(config)))
     }
 
-    /// Every routed expert of the model.
+    /// A model of this specification and these weights.
+    pub fn new(spec: Spec, checkpoint: Checkpoint, config_digest: Digest) -> Self {
+        Self { spec: Arc::new(spec), checkpoint, config_digest, dense_out: false }
+    }
+
+    /// The same model with the feed-forwards of its dense layers as experts, or as parts of the trunk.
+    pub fn with_dense_out(self, dense_out: bool) -> Self {
+        Self { dense_out, ..self }
+    }
+
+    /// Every expert of the model that is not part of the trunk.
     pub fn experts(&self) -> Vec<ExpertId> {
         self.spec
-            .moe_layers()
-            .flat_map(|(layer, moe)| {
-                (0..moe.experts).map(move |e| ExpertId { layer: layer as u32, expert: e as u32 })
-            })
+            .experts_out(self.dense_out)
+            .flat_map(|l| (0..l.experts).map(move |e| ExpertId { layer: l.layer as u32, expert: e as u32 }))
             .collect()
     }
 }
@@ -227,7 +237,7 @@ fn load_part(
     gathered: &Mutex<Gathered>,
     progress: &Progress,
 ) -> Result<(), CheckpointError> {
-    let plan = TrunkPlan::new(&opened.checkpoint, &opened.spec);
+    let plan = TrunkPlan::new(&opened.checkpoint, &opened.spec).with_dense_out(opened.dense_out);
     let lock = || gathered.lock().unwrap_or_else(PoisonError::into_inner);
     match part {
         Part::Embedding => {
@@ -283,7 +293,9 @@ fn finish(opened: &Opened, request: &Request<'_>, gathered: Gathered) -> Result<
             })
             .collect();
         digests.push(last);
-        let all: Option<Vec<Digest>> = digests.into_iter().collect();
+        let dense_missing = opened.dense_out && opened.spec.has_dense_layers();
+        // The trunk's digest is of all its parts, wherever they are computed: who has not read them cannot know it.
+        let all: Option<Vec<Digest>> = digests.into_iter().map(|d| d.filter(|_| !dense_missing)).collect();
         manifest.trunk = request.known.trunk.or(all.map(Digest::of_parts));
         TrunkWeights { embedding, layers, norm, head }
     });

@@ -102,15 +102,17 @@ pub fn step(
     for layer in 0..layers {
         observe.residual(layer, &work.hidden);
         trunk.attend(pool, work, layer, cache, &spans);
-        let sparse = trunk.gate(pool, work, layer);
-        if sparse {
-            observe.chosen(layer, &work.choices);
+        let out = trunk.gate(pool, work, layer);
+        if out {
+            if trunk.spec().moe(layer).is_some() {
+                observe.chosen(layer, &work.choices);
+            }
             experts
                 .compute(layer, &work.rows, &work.groups, &mut work.returned)
                 .map_err(|error| StepError::Experts { layer, error })?;
         }
         trunk.forward(pool, work, layer);
-        if sparse {
+        if out {
             trunk.combine(pool, work);
         }
     }

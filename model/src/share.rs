@@ -5,12 +5,12 @@ use std::sync::{Mutex, PoisonError};
 use crate::pool::Pool;
 
 /// Rows of one piece of a row-wise loop: enough to hide the claim, few enough to balance.
-pub(crate) const PIECE_ROWS: usize = 8;
+pub const PIECE_ROWS: usize = 8;
 
 /// Runs `work` on every item, on all threads, or on this one if there is no more than one item.
 ///
 /// Items are claimed in order, so a core slowed by a neighbour takes fewer of them.
-pub(crate) fn share<I>(pool: &Pool, items: I, work: impl Fn(I::Item) + Sync)
+pub fn share<I>(pool: &Pool, items: I, work: impl Fn(I::Item) + Sync)
 where
     I: ExactSizeIterator + Send,
     I::Item: Send,

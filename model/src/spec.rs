@@ -185,6 +185,25 @@ pub struct Moe {
     pub shared: Option<Shared>,
 }
 
+/// The experts of one layer: a dense layer is a layer with one expert that every row chooses, with weight 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerExperts {
+    /// Which layer.
+    pub layer: usize,
+    /// How many experts it has.
+    pub experts: usize,
+    /// How many a row takes.
+    pub top_k: usize,
+    /// Inner width of an expert.
+    pub width: usize,
+    /// What stands between an expert's matrices.
+    pub activation: Activation,
+    /// The experts' matrices have biases.
+    pub bias: bool,
+    /// It is a dense layer's feed-forward.
+    pub is_dense: bool,
+}
+
 /// The function between gate/up and down.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {
@@ -278,6 +297,48 @@ impl Spec {
             FeedForward::Moe(moe) => Some(moe),
             FeedForward::Dense { .. } => None,
         }
+    }
+
+    /// The experts of layer `layer` as whoever computes them sees them; `None` if the model has no such layer.
+    pub fn layer_experts(&self, layer: usize) -> Option<LayerExperts> {
+        let forward = &self.layers.get(layer)?.feed_forward;
+        Some(match forward {
+            FeedForward::Dense { width } => LayerExperts {
+                layer,
+                experts: 1,
+                top_k: 1,
+                width: *width,
+                activation: Activation::Silu,
+                bias: false,
+                is_dense: true,
+            },
+            FeedForward::Moe(moe) => LayerExperts {
+                layer,
+                experts: moe.experts,
+                top_k: moe.top_k,
+                width: moe.width,
+                activation: moe.activation,
+                bias: moe.expert_bias,
+                is_dense: false,
+            },
+        })
+    }
+
+    /// The layers whose rows go out to experts, in order: the sparse ones, and the dense ones too if `dense_out`.
+    pub fn experts_out(&self, dense_out: bool) -> impl Iterator<Item = LayerExperts> {
+        (0..self.layers.len())
+            .filter_map(|layer| self.layer_experts(layer))
+            .filter(move |experts| dense_out || !experts.is_dense)
+    }
+
+    /// Whether some layer is dense.
+    pub fn has_dense_layers(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Dense { .. }))
+    }
+
+    /// Whether the model has expert `expert` in layer `layer`; a dense layer's only one is 0.
+    pub fn has_expert(&self, layer: usize, expert: usize) -> bool {
+        self.layer_experts(layer).is_some_and(|experts| expert < experts.experts)
     }
 
     /// Values that one position keeps in one layer's cache.

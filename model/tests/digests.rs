@@ -9,14 +9,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use phalanx_model::kernel::{Kernels, Matrix, NumericClass, Placement};
+use phalanx_model::kernel::{Kernels, NumericClass};
 use phalanx_model::load::{self, Loaded, Opened, Progress, Request};
 use phalanx_model::plain::Unobserved;
 use phalanx_model::trunk::Trunk;
-use phalanx_model::weights::{Block, Digest, DigestCache, ExpertId, ExpertPlan, Manifest};
+use phalanx_model::weights::{Digest, DigestCache, ExpertId, ExpertPlan, Manifest};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
-use support::{Loop, Random, fixture};
+use support::blocks::{assert_same_block, bits};
+use support::{Loop, Random, TempDir, fixture};
 
 /// One of every way to store an expert: three tensors, fused, fused and turned with biases, MXFP4, FP8, F16. And of
 /// every trunk: grouped, latent, tied, several shards.
@@ -61,24 +62,6 @@ fn whole(opened: &Opened) -> Loaded {
     load(opened, true, &opened.experts())
 }
 
-/// A folder that is removed at the end.
-struct TempDir(PathBuf);
-
-impl TempDir {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("phalanx-digests-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("a temporary folder");
-        Self(path)
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        // What cannot be removed is left for the system to clean.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// All tensors of a fixture, read by the `safetensors` crate.
 struct Stored {
     files: Vec<Vec<u8>>,
@@ -116,28 +99,6 @@ impl Stored {
         let length = |file: &Vec<u8>| u64::from_le_bytes(file[..8].try_into().expect("eight bytes"));
         self.files.iter().map(|file| 8 + length(file)).sum()
     }
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|x| x.to_bits()).collect()
-}
-
-fn assert_same_matrix(found: &Matrix, wanted: &Matrix, placements: &[Placement], what: &str) {
-    assert_eq!(found.shape(), wanted.shape(), "{what}");
-    for &placement in placements {
-        for column in 0..found.n() / placements.len() {
-            let (found, wanted) = (found.column(placement, column), wanted.column(placement, column));
-            assert_eq!(bits(&found), bits(&wanted), "{what}, {placement:?} {column}");
-        }
-    }
-}
-
-fn assert_same_block(found: &Block, wanted: &Block, what: &str) {
-    assert_same_matrix(&found.gate_up, &wanted.gate_up, &[Placement::Gate, Placement::Up], what);
-    assert_same_matrix(&found.down, &wanted.down, &[Placement::Plain], what);
-    assert_eq!(found.gate_up_bias, wanted.gate_up_bias, "{what}");
-    assert_eq!(found.down_bias, wanted.down_bias, "{what}");
-    assert_eq!(found.activation, wanted.activation, "{what}");
 }
 
 /// What an expert node loads is what everybody else means by that expert.
@@ -317,7 +278,7 @@ fn digests_do_not_depend_on_sharding() {
         let wanted = whole(&opened).manifest;
         let stored = Stored::of(&fixture(name));
         for shards in [1, 2, 7] {
-            let dir = TempDir::new(&format!("shards-{name}-{shards}"));
+            let dir = TempDir::new(&format!("digests-shards-{name}-{shards}"));
             write_checkpoint(&dir.0, &fixture(name), &stored.tensors(), shards);
             let other = open(&dir.0);
             assert_eq!(other.checkpoint.files().len(), shards);
@@ -348,7 +309,7 @@ fn one_bit_changes_the_digest_of_its_part_alone() {
         let view = TensorView::new(tensors[changed].dtype(), tensors[changed].shape().to_vec(), &data);
         let mut tensors = tensors.clone();
         tensors.insert(changed.to_string(), view.expect("the same size"));
-        let dir = TempDir::new("bit");
+        let dir = TempDir::new("digests-bit");
         write_checkpoint(&dir.0, &fixture(name), &tensors, 1);
         let found = whole(&open(&dir.0)).manifest;
         assert_eq!(found.trunk != wanted.trunk, expert.is_none(), "{changed}");

@@ -179,6 +179,7 @@ fn check_sums(model: &mut Loop, tokens: &[u32], what: &str) {
                     add(block, 1.0);
                     continue;
                 }
+                ForwardWeights::DenseOut => unreachable!("the whole trunk is loaded"),
                 ForwardWeights::Moe(gate) => gate,
             };
             if let Some(block) = &gate.shared {

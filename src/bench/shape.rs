@@ -125,7 +125,7 @@ impl Shape {
         let text = self.config().to_string();
         let spec = family::spec(&Config::parse("synthetic/config.json".as_ref(), text.as_bytes())?)?;
         let checkpoint = Checkpoint::synthetic("synthetic", &self.tensors(), self.get("seed") as u64);
-        Ok(Opened { spec: spec.into(), checkpoint, config_digest: Digest::of(text.as_bytes()) })
+        Ok(Opened::new(spec, checkpoint, Digest::of(text.as_bytes())))
     }
 }
 

@@ -62,24 +62,32 @@ pub(super) fn read(source: &Source, number: usize) -> Result<Vec<(String, Tensor
     }
     let mut text = vec![0; length as usize];
     source.read_at(8, &mut text)?;
-    let header: serde_json::Map<String, Value> = serde_json::from_slice(&text)
-        .map_err(|e| malformed(format!("its header is not a JSON object ({e})")))?;
-    let base = 8 + length;
+    parse(&text, 8 + length, source.length(), number).map_err(malformed)
+}
+
+/// Checks a header's text, behind which tensors lie from byte `base` on in a file of `file_bytes`.
+pub(crate) fn parse(
+    text: &[u8],
+    base: u64,
+    file_bytes: u64,
+    number: usize,
+) -> Result<Vec<(String, Tensor)>, String> {
+    let header: serde_json::Map<String, Value> =
+        serde_json::from_slice(text).map_err(|e| format!("its header is not a JSON object ({e})"))?;
     let mut tensors = Vec::with_capacity(header.len());
     for (name, entry) in header {
         if name == "__metadata__" {
             continue;
         }
         let info: TensorInfo = serde_json::from_value(entry)
-            .map_err(|e| malformed(format!("the header's entry for tensor `{name}` cannot be read ({e})")))?;
-        tensors.push((name.clone(), check(&name, info, base, source.length(), number).map_err(malformed)?));
+            .map_err(|e| format!("the header's entry for tensor `{name}` cannot be read ({e})"))?;
+        tensors.push((name.clone(), check(&name, info, base, file_bytes, number)?));
     }
     let mut ranges: Vec<(&Range<u64>, &str)> =
         tensors.iter().filter(|(_, t)| !t.is_empty()).map(|(n, t)| (&t.bytes, n.as_str())).collect();
     ranges.sort_by_key(|(range, _)| range.start);
     if let Some(pair) = ranges.windows(2).find(|pair| pair[0].0.end > pair[1].0.start) {
-        let problem = format!("tensors `{}` and `{}` overlap", pair[0].1, pair[1].1);
-        return Err(malformed(problem));
+        return Err(format!("tensors `{}` and `{}` overlap", pair[0].1, pair[1].1));
     }
     Ok(tensors)
 }

@@ -4,19 +4,23 @@
 //! truncated while it is read is then an error and not a SIGBUS, and packed weights are the only
 //! copy in memory. Sizes in headers are checked against the file before anything is read.
 
+mod extract;
 mod header;
 mod plane;
 mod source;
 mod synthetic;
 
+pub use extract::{Extract, slice_name};
+pub(crate) use header::parse as parse_header;
 pub use header::{Dtype, Tensor};
-pub use plane::{Plane, Reader, Scales, Values, vector, vector_slice};
+pub use plane::{Plane, Reader, Scales, Values, extract_vector, vector, vector_slice};
 pub use source::Source;
 pub use synthetic::Synthetic;
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -84,7 +88,7 @@ pub enum CheckpointError {
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
-    files: Vec<Source>,
+    files: Vec<Arc<Source>>,
     tensors: HashMap<String, Tensor>,
 }
 
@@ -157,6 +161,7 @@ impl Checkpoint {
                 problem: format!("gives tensor `{name}` to {shard}, whose header does not list it"),
             });
         }
+        let files = files.into_iter().map(Arc::new).collect();
         Ok(Self { dir: dir.to_path_buf(), files, tensors })
     }
 
@@ -166,7 +171,7 @@ impl Checkpoint {
     }
 
     /// The files, in order of their names.
-    pub fn files(&self) -> &[Source] {
+    pub fn files(&self) -> &[Arc<Source>] {
         &self.files
     }
 

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::{Checkpoint, CheckpointError, Dtype, Tensor};
+use super::{Checkpoint, CheckpointError, Dtype, Extract, Tensor};
 use crate::kernel::{round_bf16, widen_bf16};
 use crate::spec::Quantization;
 use crate::widen::{E2M1, f32_from_e4m3, f32_from_f16, power_of_two};
@@ -24,6 +24,8 @@ pub struct Plane<'c> {
     checkpoint: &'c Checkpoint,
     tensor: &'c Tensor,
     name: String,
+    /// Which slice of a tensor that several planes share.
+    slice: Option<usize>,
     /// First byte, relative to the tensor's.
     first: u64,
     rows: usize,
@@ -136,7 +138,7 @@ impl<'c> Plane<'c> {
             }
             _ => return Err(checkpoint.wrong_dtype(name, tensor, "BF16, F16, F32 or F8_E4M3")),
         };
-        Ok(Self { checkpoint, tensor, name: name.to_string(), first: 0, rows, columns, stored })
+        Ok(Self { checkpoint, tensor, name: name.to_string(), slice: None, first: 0, rows, columns, stored })
     }
 
     /// Matrix `index` of the tensor `name` of shape `[count, rows, columns]`.
@@ -148,15 +150,15 @@ impl<'c> Plane<'c> {
         rows: usize,
         columns: usize,
     ) -> Result<Self, CheckpointError> {
-        let tensor = checkpoint.tensor(name, &[count, rows, columns])?;
-        let (stored, size) = match tensor.dtype {
-            Dtype::BF16 => (Stored::Bf16, 2),
-            Dtype::F16 => (Stored::F16, 2),
-            Dtype::F32 => (Stored::F32, 4),
+        let (tensor, first) = checkpoint.slice(name, count, index, &[rows, columns])?;
+        let stored = match tensor.dtype {
+            Dtype::BF16 => Stored::Bf16,
+            Dtype::F16 => Stored::F16,
+            Dtype::F32 => Stored::F32,
             _ => return Err(checkpoint.wrong_dtype(name, tensor, "BF16, F16 or F32")),
         };
-        let first = (index * rows * columns * size) as u64;
-        Ok(Self { checkpoint, tensor, name: name.to_string(), first, rows, columns, stored })
+        let name = name.to_string();
+        Ok(Self { checkpoint, tensor, name, slice: Some(index), first, rows, columns, stored })
     }
 
     /// Matrix `index` of `{name}_blocks` and `{name}_scales`, MXFP4 of `count` matrices.
@@ -170,22 +172,23 @@ impl<'c> Plane<'c> {
     ) -> Result<Self, CheckpointError> {
         let groups = columns.div_ceil(MXFP4_BLOCK);
         let (blocks_name, scales_name) = (format!("{name}_blocks"), format!("{name}_scales"));
-        let tensor = checkpoint.tensor(&blocks_name, &[count, rows, groups, MXFP4_BLOCK / 2])?;
-        let scales = checkpoint.tensor(&scales_name, &[count, rows, groups])?;
+        let (tensor, first) =
+            checkpoint.slice(&blocks_name, count, index, &[rows, groups, MXFP4_BLOCK / 2])?;
+        let (scales, scales_first) = checkpoint.slice(&scales_name, count, index, &[rows, groups])?;
         for (name, tensor) in [(&blocks_name, tensor), (&scales_name, scales)] {
             if tensor.dtype != Dtype::U8 {
                 return Err(checkpoint.wrong_dtype(name, tensor, "U8"));
             }
         }
-        let bytes = rows * groups;
         Ok(Self {
             checkpoint,
             tensor,
             name: blocks_name,
-            first: (index * bytes * MXFP4_BLOCK / 2) as u64,
+            slice: Some(index),
+            first,
             rows,
             columns: groups * MXFP4_BLOCK,
-            stored: Stored::Mxfp4 { scales, first: (index * bytes) as u64 },
+            stored: Stored::Mxfp4 { scales, first: scales_first },
         })
     }
 
@@ -229,6 +232,35 @@ impl<'c> Plane<'c> {
             Stored::Fp8 { .. } => self.columns,
             Stored::Mxfp4 { .. } => self.columns / 2,
         }
+    }
+
+    /// Its tensors as an expert's own file has them, in the order in which they are hashed.
+    pub fn extracts(&self) -> Vec<Extract> {
+        let (checkpoint, tensor) = (self.checkpoint, self.tensor);
+        let scales = match self.stored {
+            Stored::Fp8 { scales, .. } => {
+                Some(checkpoint.extract(&format!("{}_scale_inv", self.name), scales))
+            }
+            Stored::Mxfp4 { scales, first } => {
+                let name = self.name.replace("_blocks", "_scales");
+                let index = self.slice.expect("MXFP4 matrices are slices");
+                let shape = [self.rows, self.columns / MXFP4_BLOCK];
+                Some(checkpoint.extract_slice(&name, index, scales, first, &shape))
+            }
+            Stored::Bf16 | Stored::F16 | Stored::F32 => None,
+        };
+        let values = match (self.slice, &self.stored) {
+            (None, _) => checkpoint.extract(&self.name, tensor),
+            (Some(index), Stored::Mxfp4 { .. }) => {
+                let shape = [self.rows, self.columns / MXFP4_BLOCK, MXFP4_BLOCK / 2];
+                checkpoint.extract_slice(&self.name, index, tensor, self.first, &shape)
+            }
+            (Some(index), _) => {
+                let shape = [self.rows, self.columns];
+                checkpoint.extract_slice(&self.name, index, tensor, self.first, &shape)
+            }
+        };
+        scales.into_iter().chain([values]).collect()
     }
 
     /// Reads all rows in order and hands them on in pieces.
@@ -385,8 +417,20 @@ pub fn vector_slice(
     index: usize,
     length: usize,
 ) -> Result<Vec<f32>, CheckpointError> {
-    let tensor = checkpoint.tensor(name, &[count, length])?;
-    values(checkpoint, reader, name, tensor, index * length, length)
+    let (tensor, first) = checkpoint.slice(name, count, index, &[length])?;
+    values(checkpoint, reader, name, tensor, first, length)
+}
+
+/// The same vector as an expert's own file has it.
+pub fn extract_vector(
+    checkpoint: &Checkpoint,
+    name: &str,
+    count: usize,
+    index: usize,
+    length: usize,
+) -> Result<Extract, CheckpointError> {
+    let (tensor, first) = checkpoint.slice(name, count, index, &[length])?;
+    Ok(checkpoint.extract_slice(name, index, tensor, first, &[length]))
 }
 
 fn values(
@@ -394,7 +438,7 @@ fn values(
     reader: &mut Reader,
     name: &str,
     tensor: &Tensor,
-    first: usize,
+    first: u64,
     length: usize,
 ) -> Result<Vec<f32>, CheckpointError> {
     let size = match tensor.dtype {
@@ -403,8 +447,7 @@ fn values(
         _ => return Err(checkpoint.wrong_dtype(name, tensor, "BF16, F16 or F32")),
     };
     let mut bytes = vec![0; length * size];
-    let start = (first * size) as u64;
-    checkpoint.read(tensor, start..start + bytes.len() as u64, &mut bytes)?;
+    checkpoint.read(tensor, first..first + bytes.len() as u64, &mut bytes)?;
     reader.hash(&bytes);
     let (pairs, _) = bytes.as_chunks::<2>();
     let values: Vec<f32> = match tensor.dtype {

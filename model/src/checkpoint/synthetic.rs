@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::header::{Dtype, Tensor};
 use super::{Checkpoint, Source};
@@ -46,13 +47,24 @@ impl Checkpoint {
             map.insert(tensor.name.clone(), entry);
         }
         let source = Source::synthetic(name, at, Generator { seed, tensors: places });
-        Self { dir: Path::new(name).to_path_buf(), files: vec![source], tensors: map }
+        Self { dir: Path::new(name).to_path_buf(), files: vec![Arc::new(source)], tensors: map }
     }
 }
 
 impl Generator {
-    /// Fills `buffer` from `offset` on; both are whole values.
-    pub(super) fn fill(&self, offset: u64, mut buffer: &mut [u8]) {
+    /// Fills `buffer` from `offset` on.
+    pub(super) fn fill(&self, offset: u64, buffer: &mut [u8]) {
+        if offset.is_multiple_of(2) && buffer.len().is_multiple_of(2) {
+            return self.fill_values(offset, buffer);
+        }
+        let (first, end) = (offset & !1, (offset + buffer.len() as u64).next_multiple_of(2));
+        let mut values = vec![0; (end - first) as usize];
+        self.fill_values(first, &mut values);
+        buffer.copy_from_slice(&values[(offset - first) as usize..][..buffer.len()]);
+    }
+
+    /// The same for whole values.
+    fn fill_values(&self, offset: u64, mut buffer: &mut [u8]) {
         let mut tensor = self.tensors.partition_point(|(start, _)| *start <= offset) - 1;
         let mut at = offset;
         while !buffer.is_empty() {
@@ -102,6 +114,8 @@ mod tests {
         let whole = read("matrix", 0..128);
         let pieces: Vec<u8> = (0..8).flat_map(|i| read("matrix", i * 16..i * 16 + 16)).collect();
         assert_eq!(whole, pieces);
+        let odd: Vec<u8> = [0..1, 1..7, 7..52, 52..128].into_iter().flat_map(|r| read("matrix", r)).collect();
+        assert_eq!(whole, odd);
         assert!(whole.chunks(2).collect::<std::collections::HashSet<_>>().len() > 32);
     }
 }

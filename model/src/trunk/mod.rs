@@ -4,9 +4,12 @@
 //! feed-forward is rounded to the row type; sums of the two kinds meet in f32 only.
 
 mod grouped;
+mod landed;
 mod latent;
 
 use std::sync::Arc;
+
+pub use landed::RowValues;
 
 use crate::attention::Span;
 use crate::experts::{Groups, compute_blocks};
@@ -122,9 +125,16 @@ impl Trunk {
                 }
             }
         }
+        self.rotate(work, spans);
+    }
+
+    /// Prepares the rotation of every row of a batch: part of [`Trunk::embed`], and all that a batch of rows needs
+    /// which were embedded before.
+    pub fn rotate(&self, work: &mut Workspace, spans: &[Span<'_>]) {
+        let rows = spans.iter().map(|span| span.rows.end).max().unwrap_or(0);
         let half = self.spec.rope.dim() / 2;
-        resize(&mut work.cosines, tokens.len() * half);
-        resize(&mut work.sines, tokens.len() * half);
+        resize(&mut work.cosines, rows * half);
+        resize(&mut work.sines, rows * half);
         for span in spans {
             for (position, row) in (span.start..).zip(span.rows.clone()) {
                 let at = row * half..(row + 1) * half;
@@ -158,8 +168,9 @@ impl Trunk {
         }
     }
 
-    /// Normalises the rows for the feed-forward of `layer`, and, in a sparse layer, chooses experts and
-    /// groups the rows by them. Says whether the layer is sparse.
+    /// Normalises the rows for the feed-forward of `layer`, chooses experts and groups the rows by them. Says whether
+    /// rows go out: not in a dense layer, unless its feed-forward is not the trunk's; then all rows choose expert 0
+    /// with weight 1, and combining them gives the bits of [`Trunk::forward`].
     pub fn gate(&self, pool: &Pool, work: &mut Workspace, layer: usize) -> bool {
         let weights = &self.weights.layers[layer];
         let hidden = self.spec.hidden;
@@ -167,7 +178,14 @@ impl Trunk {
         work.rows.reset(rows, hidden);
         let (ForwardWeights::Moe(gate), Some(moe)) = (&weights.forward, self.spec.moe(layer)) else {
             self.norm_rows(pool, &work.hidden, &weights.post_norm, self.spec.norm_eps, &mut work.rows);
-            return false;
+            let is_out = matches!(weights.forward, ForwardWeights::DenseOut);
+            if is_out {
+                work.choices.reset(rows, 1);
+                work.choices.weights.fill(1.0);
+                work.groups.fill(&work.choices, 1);
+                work.returned.reset(rows, hidden);
+            }
+            return is_out;
         };
         resize(&mut work.normed, rows * hidden);
         let kernels = self.kernels;
@@ -229,6 +247,7 @@ impl Trunk {
                     work.shared.add_row(self.kernels, row, 1.0, residual);
                 }
             }
+            ForwardWeights::DenseOut => {}
             ForwardWeights::Moe(gate) => {
                 let Some(block) = &gate.shared else { return };
                 work.shared.reset(rows, hidden);

@@ -1,4 +1,4 @@
-//! A routed expert: found, read and packed alone.
+//! A routed expert: found, read and packed alone. A dense layer's feed-forward is expert 0 of its layer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::block::{Block, BlockPlan};
 use super::manifest::Digest;
 use super::matrix_plan::MatrixPlan;
-use crate::checkpoint::{Checkpoint, CheckpointError, Plane, Reader, vector_slice};
+use crate::checkpoint::{Checkpoint, CheckpointError, Extract, Plane, Reader, extract_vector, vector_slice};
 use crate::family::{ExpertNames, Names};
 use crate::kernel::{Activation, Placement, Region};
 use crate::spec::{self, Spec};
@@ -26,7 +26,7 @@ impl fmt::Display for ExpertId {
     }
 }
 
-/// A routed expert that has been found in a checkpoint, and not read yet.
+/// An expert that has been found in a checkpoint, and not read yet.
 #[derive(Debug)]
 pub struct ExpertPlan<'c> {
     checkpoint: &'c Checkpoint,
@@ -34,6 +34,8 @@ pub struct ExpertPlan<'c> {
     /// Names of the fused bias tensors, how many experts they hold, and which one this is.
     biases: Option<(String, String, usize, usize)>,
     activation: Activation,
+    hidden: usize,
+    width: usize,
 }
 
 impl<'c> ExpertPlan<'c> {
@@ -42,19 +44,23 @@ impl<'c> ExpertPlan<'c> {
     /// Panics if the model has no such expert.
     pub fn new(checkpoint: &'c Checkpoint, spec: &Spec, id: ExpertId) -> Result<Self, CheckpointError> {
         let (layer, expert) = (id.layer as usize, id.expert as usize);
-        let moe = spec.moe(layer).expect("the layer has routed experts");
-        assert!(expert < moe.experts, "expert {id} of {}", moe.experts);
-        let (hidden, width, count) = (spec.hidden, moe.width, moe.experts);
+        let experts = spec.layer_experts(layer).expect("the model has the layer");
+        assert!(expert < experts.experts, "expert {id} of {}", experts.experts);
+        let (hidden, width, count) = (spec.hidden, experts.width, experts.experts);
         let names = Names::new(spec.family).layer(layer);
         let mut biases = None;
-        let block = match names.expert(expert) {
+        let own = match experts.is_dense {
+            true => ExpertNames::Separate(names.dense()),
+            false => names.expert(expert),
+        };
+        let block = match own {
             ExpertNames::Separate(block) => {
                 let fused = names
                     .fused_experts()
                     .into_iter()
-                    .find(|prefix| checkpoint.find(&format!("{prefix}.gate_up_proj")).is_some());
+                    .find(|prefix| checkpoint.has_slice(&format!("{prefix}.gate_up_proj"), expert));
                 match fused {
-                    Some(prefix) if checkpoint.find(&block.gate).is_none() => {
+                    Some(prefix) if !experts.is_dense && checkpoint.find(&block.gate).is_none() => {
                         stacked(checkpoint, &prefix, count, expert, hidden, width)?
                     }
                     _ => BlockPlan::separate(checkpoint, &block, hidden, width, spec.quantization)?,
@@ -62,13 +68,13 @@ impl<'c> ExpertPlan<'c> {
             }
             ExpertNames::Fused(prefix) => {
                 let (gate_up, down) = (format!("{prefix}.gate_up_proj"), format!("{prefix}.down_proj"));
-                if moe.expert_bias {
+                if experts.bias {
                     biases = Some((format!("{gate_up}_bias"), format!("{down}_bias"), count, expert));
                 }
                 interleaved(checkpoint, &gate_up, &down, count, expert, hidden, width)?
             }
         };
-        Ok(Self { checkpoint, block, biases, activation: activation(moe.activation) })
+        Ok(Self { checkpoint, block, biases, activation: activation(experts.activation), hidden, width })
     }
 
     /// Bytes when packed.
@@ -79,6 +85,18 @@ impl<'c> ExpertPlan<'c> {
     /// Bytes as stored.
     pub fn stored_bytes(&self) -> u64 {
         self.block.stored_bytes()
+    }
+
+    /// Its tensors as its own file has them, in the order in which they are hashed.
+    pub(super) fn extracts(&self) -> Result<Vec<Extract>, CheckpointError> {
+        let BlockPlan { gate_up, down } = &self.block;
+        let mut extracts: Vec<Extract> = gate_up.extracts().chain(down.extracts()).collect();
+        if let Some((gate_up, down, count, expert)) = &self.biases {
+            let vector = |name, length| extract_vector(self.checkpoint, name, *count, *expert, length);
+            extracts.push(vector(gate_up, 2 * self.width)?);
+            extracts.push(vector(down, self.hidden)?);
+        }
+        Ok(extracts)
     }
 
     /// Reads it once: packs it into `region`, and returns the digest if the reader hashes.
@@ -143,7 +161,7 @@ fn interleaved<'c>(
 ) -> Result<BlockPlan<'c>, CheckpointError> {
     let mut gate_up = MatrixPlan::gated(width, hidden);
     let mut down = MatrixPlan::plain(hidden, width);
-    if checkpoint.find(&format!("{gate_up_name}_blocks")).is_some() {
+    if checkpoint.has_slice(&format!("{gate_up_name}_blocks"), expert) {
         let plane = Plane::mxfp4(checkpoint, gate_up_name, count, expert, 2 * width, hidden)?;
         gate_up.add(Arc::new(plane), 0..2 * width, Placement::Interleaved);
         let plane = Plane::mxfp4(checkpoint, down_name, count, expert, hidden, width)?;

@@ -4,7 +4,8 @@
 //! fused gate-and-up, then down), each preceded by its scales if it has any, biases last. The trunk's is a
 //! BLAKE3 over the digests of its parts (embedding, each layer, head), each of them over the raw
 //! bytes in a fixed order: in parts, so that several threads can hash, and nobody hashes what he
-//! does not hold.
+//! does not hold. A dense layer's feed-forward has a digest as an expert's, and is part of the trunk's all the same:
+//! who keeps dense layers elsewhere and has never read them does not know the trunk's.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -54,7 +55,7 @@ pub struct Manifest {
     pub config: Option<Digest>,
     /// Of the trunk.
     pub trunk: Option<Digest>,
-    /// Of routed experts.
+    /// Of experts.
     pub experts: BTreeMap<ExpertId, Digest>,
 }
 

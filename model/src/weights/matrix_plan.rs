@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::checkpoint::{CheckpointError, Plane, Reader, Scales, Values};
+use crate::checkpoint::{CheckpointError, Extract, Plane, Reader, Scales, Values};
 use crate::kernel::{Element, Matrix, MatrixBuilder, Placement, Region, Shape, widen_bf16};
 
 /// A matrix to be packed.
@@ -70,6 +70,12 @@ impl<'c> MatrixPlan<'c> {
     /// Bytes as stored. A plane that several matrices share counts in part.
     pub(super) fn stored_bytes(&self) -> u64 {
         self.parts.iter().map(|p| p.plane.stored_bytes() * p.rows.len() as u64 / p.plane.rows() as u64).sum()
+    }
+
+    /// Its tensors as an expert's own file has them, in the order in which they are hashed.
+    pub(super) fn extracts(&self) -> impl Iterator<Item = Extract> {
+        // A plane that several parts share is one tensor, and its parts follow one another.
+        self.parts.iter().filter(|part| part.rows.start == 0).flat_map(|part| part.plane.extracts())
     }
 
     /// Reads, hashes and packs it into the next bytes of `region`.

@@ -5,12 +5,14 @@
 
 mod block;
 mod expert;
+mod expert_file;
 mod manifest;
 mod matrix_plan;
 mod trunk;
 
 pub use block::Block;
 pub use expert::{ExpertId, ExpertPlan};
+pub use expert_file::{ArrivalError, ArrivingExpert, ExpertFile};
 pub use manifest::{Digest, DigestCache, Manifest};
 pub use trunk::{
     AttentionWeights, Embedding, ForwardWeights, GateWeights, GroupedWeights, LatentWeights, QueryWeights,

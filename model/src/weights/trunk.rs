@@ -123,6 +123,8 @@ pub enum QueryWeights {
 pub enum ForwardWeights {
     /// One block.
     Dense(Block),
+    /// One block that is not the trunk's: rows go out to it as to an expert that all of them chose.
+    DenseOut,
     /// Routed experts; they are not part of the trunk, their gate and shared experts are.
     Moe(Box<GateWeights>),
 }
@@ -148,6 +150,7 @@ pub struct TrunkPlan<'c> {
     checkpoint: &'c Checkpoint,
     spec: &'c Spec,
     names: Names,
+    dense_out: bool,
 }
 
 /// What a loaded layer says of itself.
@@ -156,7 +159,12 @@ pub(crate) type Loaded<T> = Result<(T, Option<Digest>), CheckpointError>;
 impl<'c> TrunkPlan<'c> {
     /// A plan for the whole trunk.
     pub fn new(checkpoint: &'c Checkpoint, spec: &'c Spec) -> Self {
-        Self { checkpoint, spec, names: Names::new(spec.family) }
+        Self { checkpoint, spec, names: Names::new(spec.family), dense_out: false }
+    }
+
+    /// The same without the feed-forwards of dense layers, or with them.
+    pub fn with_dense_out(self, dense_out: bool) -> Self {
+        Self { dense_out, ..self }
     }
 
     fn plane(&self, name: &str, rows: usize, columns: usize) -> Result<Plane<'c>, CheckpointError> {
@@ -383,6 +391,7 @@ impl<'c> TrunkPlan<'c> {
             BlockPlan::separate(self.checkpoint, &names, hidden, width, self.spec.quantization)
         };
         match &layer.feed_forward {
+            FeedForward::Dense { .. } if self.dense_out => Ok(ForwardPlan::DenseOut),
             FeedForward::Dense { width } => Ok(ForwardPlan::Dense(block(names.dense(), *width)?)),
             FeedForward::Moe(moe) => Ok(ForwardPlan::Moe {
                 router: self.router(moe, names)?,
@@ -412,6 +421,7 @@ impl<'c> TrunkPlan<'c> {
             ForwardPlan::Dense(block) => {
                 return Ok(ForwardWeights::Dense(block.load(region, reader, Activation::Silu)?));
             }
+            ForwardPlan::DenseOut => return Ok(ForwardWeights::DenseOut),
             ForwardPlan::Moe { router, shared } => (router, shared),
         };
         let FeedForward::Moe(moe) = &layer.feed_forward else {
@@ -493,6 +503,7 @@ impl AttentionPlan<'_> {
 
 enum ForwardPlan<'c> {
     Dense(BlockPlan<'c>),
+    DenseOut,
     Moe { router: MatrixPlan<'c>, shared: Option<BlockPlan<'c>> },
 }
 
@@ -500,6 +511,7 @@ impl ForwardPlan<'_> {
     fn bytes(&self, exact: bool) -> usize {
         match self {
             ForwardPlan::Dense(block) => block.bytes(exact),
+            ForwardPlan::DenseOut => 0,
             ForwardPlan::Moe { router, shared } => {
                 router.bytes(true) + shared.as_ref().map_or(0, |s| s.bytes(exact))
             }

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "every test file uses a part of it")]
 #![allow(unreachable_pub, reason = "a test file has no outside")]
 
+pub mod blocks;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -110,6 +112,24 @@ impl Random {
     }
 }
 
+/// A folder that is removed at the end.
+pub struct TempDir(pub PathBuf);
+
+impl TempDir {
+    pub fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("phalanx-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a temporary folder");
+        Self(path)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        // What cannot be removed is left for the system to clean.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 fn folders(dir: &Path) -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = std::fs::read_dir(dir)
         .expect("fixtures are in the repository")
@@ -194,7 +214,10 @@ impl Loop {
     }
 
     pub fn with(dir: &Path, kernels: Kernels, threads: usize) -> Self {
-        let opened = Opened::open(dir).unwrap_or_else(|e| panic!("{e}"));
+        Self::of(&Opened::open(dir).unwrap_or_else(|e| panic!("{e}")), kernels, threads)
+    }
+
+    pub fn of(opened: &Opened, kernels: Kernels, threads: usize) -> Self {
         let all = opened.experts();
         let request = Request {
             kernels,
@@ -204,7 +227,7 @@ impl Loop {
             digests: true,
             known: &Manifest::default(),
         };
-        let loaded = load::load(&opened, &request, &Progress::default()).unwrap_or_else(|e| panic!("{e}"));
+        let loaded = load::load(opened, &request, &Progress::default()).unwrap_or_else(|e| panic!("{e}"));
         let pool = Arc::new(Pool::new(threads, None));
         let cache = KvCache::new(&opened.spec, kernels.class().row_type(), 64 << 20);
         Self {

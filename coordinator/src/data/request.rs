@@ -1,0 +1,92 @@
+//! A request on its way, and what its client hears of it.
+//!
+//! Pure data but for the channel to the client, which never holds up the data plane: it has room for all that an
+//! answer may say.
+
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+
+pub use super::scheduler::RequestId;
+use crate::generation::{FinishReason, Generation, Token};
+
+/// What a client hears.
+#[derive(Debug)]
+pub enum Event {
+    /// A step of the answer.
+    Step {
+        /// The token, unless the answer ended before it.
+        token: Option<Token>,
+        /// Text that may be shown.
+        text: String,
+    },
+    /// The answer is complete.
+    End(FinishReason),
+    /// There will be none, or no more of it.
+    Failed(Failure),
+}
+
+/// Why an answer ended before its time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// It can never be computed here.
+    #[error("{0}")]
+    Refused(String),
+    /// Too many wait already.
+    #[error("{waiting} requests wait already; try again later")]
+    Busy {
+        /// How many.
+        waiting: usize,
+    },
+    /// It took longer than it was given.
+    #[error("the answer was not complete within {within_ms} ms{}", waits_for(.missing))]
+    TooLate {
+        /// Its time.
+        within_ms: u64,
+        /// What it waited for, if that is known.
+        missing: Option<String>,
+    },
+    /// A row of it cannot be computed.
+    #[error("{0}")]
+    Row(String),
+    /// The program is ending.
+    #[error("the coordinator is stopping")]
+    Stopping,
+}
+
+fn waits_for(missing: &Option<String>) -> String {
+    missing.as_ref().map(|missing| format!(": {missing}")).unwrap_or_default()
+}
+
+/// A request that is handed in.
+pub struct Submission {
+    /// The answer that has not begun.
+    pub generation: Generation,
+    /// When it is over at the latest, and how long that was from the beginning, for the message.
+    pub deadline: Instant,
+    /// How long that was from the beginning.
+    pub within_ms: u64,
+    /// Who hears of it.
+    pub events: mpsc::Sender<Event>,
+}
+
+impl Submission {
+    /// How many events an answer of so many tokens may have: the room that its channel needs.
+    pub fn events_max(tokens_max: usize) -> usize {
+        tokens_max + 2
+    }
+}
+
+/// A request that was taken.
+pub(super) struct Request {
+    pub(super) id: RequestId,
+    pub(super) submission: Submission,
+}
+
+impl Request {
+    /// Tells the client. False: nobody listens any more.
+    pub(super) fn tell(&self, event: Event) -> bool {
+        // Full cannot be, by `events_max`; a client that is gone is what this finds.
+        self.submission.events.try_send(event).is_ok()
+    }
+}
