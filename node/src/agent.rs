@@ -253,9 +253,8 @@ impl Agent {
         if model.shards != 1 || shard != 0 {
             return Err(format!("shard {shard} of {}: this node computes whole experts only", model.shards));
         }
-        let experts = model.spec.moe(layer as usize).map_or(0, |moe| moe.experts);
-        if expert as usize >= experts {
-            return Err(format!("the model has {experts} experts in layer {layer}"));
+        if !model.spec.has_expert(layer as usize, expert as usize) {
+            return Err(format!("the model has no expert {expert} in layer {layer}"));
         }
         let Some(source) = &model.source else {
             return Err("this node has no copy of the checkpoint; start it with --model DIR".to_owned());
