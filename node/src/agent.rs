@@ -352,6 +352,9 @@ impl Handler<Linked> for Agent {
         if *self.is_last.borrow() {
             peer.close(CloseReason::Wanted);
         }
+        if let Some(links) = &self.settings.links {
+            links.send_replace(Some(peer.clone()));
+        }
         let mut session = Session { peer, is_joined: false, unsaid: VecDeque::new() };
         session.say(ToCoordinator::Join(self.join()));
         self.sessions.insert(link, session);
@@ -390,6 +393,9 @@ impl Handler<Unlinked> for Agent {
             if !self.sessions.values().any(|other| other.is_joined && other.name() == name) {
                 self.holdings.handle_unlinked(name);
             }
+        }
+        if let Some(links) = &self.settings.links {
+            links.send_replace(self.sessions.values().next().map(|session| session.peer.clone()));
         }
         for actor in self.floor.directory.addresses() {
             // One for each link that there was.
