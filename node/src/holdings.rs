@@ -335,7 +335,7 @@ mod tests {
         let mut holdings = linked(&["a", "b"]);
         holdings.handle_hold("a", hold(1, 1, &[1, 2]));
         holdings.handle_hold("b", hold(1, 1, &[2, 3]));
-        (1..=3).for_each(|ticket| drop(holdings.handle_loaded(ticket, Ok(1))));
+        assert!((1..=3).all(|ticket| holdings.handle_loaded(ticket, Ok(1)).is_some()));
         actions(&mut holdings);
         holdings.handle_hold("a", hold(1, 2, &[]));
         assert_eq!(actions(&mut holdings), [Action::Remove(seat(1, 0)), holding("a", 1, 2, &[])]);
