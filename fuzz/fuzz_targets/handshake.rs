@@ -12,6 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use phalanx_transport::carrier::Vouched;
 use phalanx_transport::link::{Event, Link, Local, Side, State};
 use phalanx_transport::security::{ClusterId, PeerName, Role};
+use phalanx_transport::wire::cluster::{Ask, Cluster, ToCoordinator, ToNode};
 use phalanx_transport::wire::control::CloseReason;
 use phalanx_transport::wire::{Control, Lane, codec};
 use phalanx_transport::{Limits, link::ProbeRefused};
@@ -45,14 +46,15 @@ fn run(mut bytes: &[u8], side: Side, lanes_ready: bool) {
     let mut now = Instant::now();
     let mut link = new(side, lanes_ready, now);
     let mut finishing = false;
-    settle(&mut link, &mut finishing, now);
+    let mut read = 0;
+    settle(&mut link, &mut finishing, &mut read, now);
     while let Some(([what, later], rest)) = bytes.split_first_chunk::<2>() {
         bytes = rest;
         // From nothing to nine minutes.
         now += Duration::from_millis(u64::from(*later).pow(2) * u64::from(*later / 64) * 3);
         let lane = Lane::ALL[usize::from(what / 16 % 3)];
         match what % 16 {
-            0..8 => {
+            0..7 => {
                 let Some((length, rest)) = bytes.split_first_chunk::<2>() else { return };
                 let length = usize::from(u16::from_le_bytes(*length)).min(rest.len());
                 let (message, rest) = rest.split_at(length);
@@ -61,6 +63,13 @@ fn run(mut bytes: &[u8], side: Side, lanes_ready: bool) {
                     Ok(message) if message.check().is_ok() => link.handle_control(message, now),
                     _ => link.handle_close(CloseReason::Broken("noise".into()), now),
                 }
+            }
+            7 => {
+                let ask = Cluster::ToCoordinator(ToCoordinator::Ask(Ask { ask: 1, layer: 2, expert: 3 }));
+                let not_served =
+                    Cluster::ToNode(ToNode::NotServed { ask: 1, why: "x".repeat(usize::from(*later)) });
+                let told = link.handle_tell(if what & 64 == 0 { ask } else { not_served });
+                assert!(told.is_err() || matches!(link.state(), State::Open | State::Draining));
             }
             8 => link.handle_timeout(now),
             9 => drop(link.handle_attached(lane, now)),
@@ -78,12 +87,12 @@ fn run(mut bytes: &[u8], side: Side, lanes_ready: bool) {
             14 => link.handle_drain(now),
             _ => link.handle_finished(lane, now),
         }
-        settle(&mut link, &mut finishing, now);
+        settle(&mut link, &mut finishing, &mut read, now);
     }
 }
 
 /// Carries out what the link asks for, as its shell would.
-fn settle(link: &mut Link, finishing: &mut bool, now: Instant) {
+fn settle(link: &mut Link, finishing: &mut bool, read: &mut u64, now: Instant) {
     let mut asked = 0;
     let mut over = false;
     loop {
@@ -104,6 +113,11 @@ fn settle(link: &mut Link, finishing: &mut bool, now: Instant) {
             Some(Event::FinishLanes) => {
                 assert!(!std::mem::replace(finishing, true), "lanes are finished once");
                 Lane::ALL.into_iter().for_each(|lane| link.handle_flushed(lane, now));
+            }
+            // Long ones are never read.
+            Some(Event::Told { charge, .. }) if charge < 1_024 => {
+                *read += charge;
+                link.handle_released(Lane::Control, *read, now);
             }
             Some(Event::Closed(_)) => over = true,
             Some(_) => assert!(!over, "the end is the last event"),

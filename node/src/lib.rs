@@ -1,5 +1,46 @@
 //! Devices, and the experts placed on them: the side of the program that knows no request.
 //!
-//! It may import `model` and `transport`, never `coordinator`.
+//! It may import `model` and `transport`, never `coordinator`. Modules stand in the order in which a dispatch meets
+//! them; cores (`batcher`, `holdings`, `restarts`) are pure, the others are shells.
+//!
+//!     receive     the data lane of a link: checks a dispatch, hands its groups to actors
+//!     directory   by name
+//!     group       rows of one dispatch for one actor
+//!     expert      one actor: mailbox -> batcher -> device
+//!     batcher     which groups are computed together
+//!     device      computes what all actors of its pool have handed over
+//!     returns     the way back over the link
+//!
+//! Beside them stand who keeps actors alive (`supervisor`, `restarts`), who brings weights (`loader`, `source`), and
+//! the node itself, which obeys coordinators (`agent`, `session`, `holdings`).
+
+#![forbid(unsafe_code)]
+
+pub mod settings;
+
+mod receive;
+
+pub mod batcher;
+pub mod device;
+pub mod directory;
+pub mod expert;
+pub mod group;
+pub mod returns;
+
+pub mod restarts;
+pub mod supervisor;
+
+pub mod loader;
+pub mod source;
+
+pub mod agent;
+pub mod handle;
+pub mod holdings;
+mod session;
 
 pub mod host;
+pub mod runtime;
+
+pub use handle::{NodeHandle, NodeStatus, StartError, start};
+pub use runtime::{Runtime, RuntimeSettings};
+pub use settings::{CoordinatorAddress, Settings, SettingsError};

@@ -34,7 +34,7 @@ impl Frame {
 
     /// The same frame, holding credits of the link that received it until it is dropped.
     pub(crate) fn holding(mut self, meter: &Arc<Meter>) -> Self {
-        self.credit = Some(Credit { meter: Arc::clone(meter), charge: self.charge() });
+        self.credit = Some(meter.hold(self.charge()));
         self
     }
 
@@ -45,9 +45,9 @@ impl Frame {
     }
 }
 
-/// Room of a receiver that a frame occupies.
+/// Room of a receiver that a frame or a message occupies, until it is dropped.
 #[derive(Debug)]
-struct Credit {
+pub(crate) struct Credit {
     meter: Arc<Meter>,
     charge: u64,
 }
@@ -71,6 +71,11 @@ impl Meter {
     /// `notify` is woken whenever `step` more bytes have been released than were told.
     pub(crate) fn new(step: u64, notify: Arc<tokio::sync::Notify>) -> Arc<Self> {
         Arc::new(Self { released: AtomicU64::new(0), told: AtomicU64::new(0), step, notify })
+    }
+
+    /// So much room is occupied until what is returned is dropped.
+    pub(crate) fn hold(self: &Arc<Self>, charge: u64) -> Credit {
+        Credit { meter: Arc::clone(self), charge }
     }
 
     fn release(&self, charge: u64) {

@@ -1,7 +1,23 @@
 //! The data plane: from an admitted request to its tokens.
 //!
 //! It reads the placement that the control plane publishes and sends observations back; nothing else crosses.
+//! `scheduler`, `flow` and `exchange` are its cores; `actor` drives them, `trunk` computes what they want.
+
+pub mod request;
+
+pub mod scheduler;
+
+pub mod flow;
+pub mod stage;
+pub mod trunk;
+
+pub mod exchange;
+pub mod frames;
+pub mod landing;
+
+pub mod actor;
+mod carry_out;
+mod pump;
+pub mod start;
 
 pub mod ids;
-pub mod request;
-pub mod stage;

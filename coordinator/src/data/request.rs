@@ -7,11 +7,8 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+pub use super::scheduler::RequestId;
 use crate::generation::{FinishReason, Generation, Token};
-
-/// Names a request for as long as this process lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RequestId(pub u64);
 
 /// What a client hears.
 #[derive(Debug)]

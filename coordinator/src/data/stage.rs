@@ -27,12 +27,13 @@ pub struct Stage {
     pub out: Option<Out>,
 }
 
-/// The stages of a model, the head last.
-pub fn stages(spec: &Spec) -> Vec<Stage> {
+/// The stages of a model, the head last. `dense_out`: dense layers' feed-forwards have devices of their own.
+pub fn stages(spec: &Spec, dense_out: bool) -> Vec<Stage> {
     let mut stages = Vec::new();
     let mut start = 0;
-    for (layer, moe) in spec.moe_layers() {
-        let out = Out { layer, top_k: moe.top_k, experts: moe.experts };
+    for experts in spec.experts_out(dense_out) {
+        let layer = experts.layer;
+        let out = Out { layer, top_k: experts.top_k, experts: experts.experts };
         stages.push(Stage { layers: start..layer + 1, out: Some(out) });
         start = layer + 1;
     }

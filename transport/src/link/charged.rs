@@ -1,4 +1,4 @@
-//! Control messages that are charged: probes and their echoes, certificates.
+//! Control messages that are charged: probes and their echoes, certificates, and those of `told.rs`.
 //!
 //! Pure. They wait here, in order, until the peer has granted room for them. What makes another end answer
 //! is bounded on both ends: probes by a quarter of the peer's window, so that two ends which probe one another
@@ -34,7 +34,8 @@ pub fn is_charged(message: &Control) -> bool {
         | Control::Echo { .. }
         | Control::Renew { .. }
         | Control::Renewed { .. }
-        | Control::NotRenewed { .. } => true,
+        | Control::NotRenewed { .. }
+        | Control::Cluster(_) => true,
     }
 }
 
@@ -106,17 +107,20 @@ struct Probe {
 
 /// A message that waits for credit.
 #[derive(Debug)]
-struct Waiting {
-    message: Control,
-    charge: u64,
+pub(super) struct Waiting {
+    pub(super) message: Control,
+    pub(super) charge: u64,
     /// Room of this end that is given back when it goes: that of the probe it answers.
-    holds: u64,
+    pub(super) holds: u64,
 }
 
 /// What waits, and what was asked.
 #[derive(Debug, Default)]
 pub(super) struct Charged {
-    waiting: VecDeque<Waiting>,
+    pub(super) waiting: VecDeque<Waiting>,
+    /// Messages of the cluster among them, and what they cost.
+    pub(super) tells: usize,
+    pub(super) tells_charge: u64,
     probes: VecDeque<Probe>,
     probes_charge: u64,
     /// This end has asked for a certificate, the peer has.
@@ -136,7 +140,7 @@ impl Charged {
 }
 
 /// What a control message costs. Both ends must count alike: this is protocol.
-fn cost(message: &Control) -> u64 {
+pub(super) fn cost(message: &Control) -> u64 {
     // A message that cannot be encoded costs more than any window has.
     codec::encoded_bytes(message).map_or(u64::MAX >> 1, |bytes| charge(bytes as u64))
 }
@@ -231,10 +235,12 @@ impl Link {
         match message {
             // Its room is held until its echo goes.
             Control::Probe { id, padding } => return self.take_probe(id, padding, charge),
+            // And until the application has read it.
+            Control::Cluster(message) => return self.take_told(message, charge),
             Control::Echo { id, padding } => self.take_echo(id, padding)?,
             Control::Renew { request } if self.may_be_asked() => {
                 self.charged.renew_owed = true;
-                self.events.push_back(Event::Renew { request });
+                self.tell_application(Event::Renew { request });
             }
             Control::Renewed { chain } if std::mem::take(&mut self.charged.renew_asked) => {
                 self.events.push_back(Event::Renewed { chain });
@@ -257,6 +263,7 @@ impl Link {
         let Waiting { message, holds, .. } = self.charged.waiting.pop_front()?;
         self.sending.control.take(charge).expect("there is credit, and none is queued that is too long");
         self.receiving.control.release(holds);
+        self.told_goes(&message, charge);
         self.advance_drain();
         Some(message)
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Lane;
+use crate::security::Role;
 use crate::wire::control::{CloseReason, Refusal};
 
 /// Words of a peer are shown up to this; the rest is cut.
@@ -74,6 +75,14 @@ pub enum Broken {
         message: &'static str,
         /// Where the link was.
         state: &'static str,
+    },
+    /// What only the other role says.
+    #[error("it is a {role} and sent {message}")]
+    WrongWay {
+        /// Which message.
+        message: &'static str,
+        /// Of whoever sent it.
+        role: Role,
     },
     /// More than was granted.
     #[error("it sent a frame that costs {charge} bytes on the {lane} lane, where it had credit for {left}")]

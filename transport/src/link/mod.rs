@@ -27,7 +27,8 @@
 //! Either end says `Drain`, and from then on neither begins a dispatch. The lanes are not ordered among one
 //! another, so no end can know from its own tables that nothing comes any more: a dispatch may still be on
 //! the data lane. Therefore each end says `Close(Drained)` for itself once what it sent has returned, and
-//! what was sent to it is answered; whoever has said and heard it finishes its lanes. The link is closed
+//! what was sent to it is answered. Until it has said so it may still tell of the cluster, and says so only when
+//! nothing of that waits any more: whatever was accepted for sending arrives. Whoever has said and heard it finishes its lanes. The link is closed
 //! when all lanes have ended in both directions.
 //!
 //! # What a message costs
@@ -35,7 +36,8 @@
 //! Heartbeats, grants, the handshake and what ends a link are free, for they must go when nothing else can.
 //! All of them are few by construction, or cost the receiver nothing to keep. Every other control message is
 //! charged on the control lane like a frame, and its room is given back when it has been dealt with: a probe
-//! once its echo is on its way. Peers that flood are broken by the same rule that stops honest ones.
+//! once its echo is on its way, a message of the cluster once the application has read it. Peers that flood are
+//! broken by the same rule that stops honest ones.
 
 mod charged;
 mod counters;
@@ -48,6 +50,7 @@ mod in_flight;
 mod outside;
 mod rhythm;
 mod state;
+mod told;
 mod traffic;
 
 pub use charged::{ProbeRefused, RenewRefused, is_charged};
@@ -57,3 +60,4 @@ pub use ended::{Broken, Ended, Why};
 pub use handshake::Local;
 pub use in_flight::DispatchRefused;
 pub use state::{Event, Link, Side, State};
+pub use told::TellRefused;

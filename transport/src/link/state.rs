@@ -17,6 +17,7 @@ use super::id_map::IdMap;
 use super::in_flight::{InFlight, SEARCH_MAX};
 use super::rhythm::{Judgement, Rhythm};
 use crate::carrier::Vouched;
+use crate::wire::cluster::Cluster;
 use crate::wire::control::{CloseReason, Control, Hello, Refusal, Welcome, is_name};
 use crate::wire::{PerLane, charge};
 use crate::{Lane, Limits};
@@ -81,6 +82,13 @@ pub enum Event {
     NotRenewed {
         /// In the peer's words.
         why: String,
+    },
+    /// The peer says something of the cluster. Its room is given back with `handle_released` once it was read.
+    Told {
+        /// What.
+        message: Cluster,
+        /// What it cost on the control lane.
+        charge: u64,
     },
     /// The link is over: the last event. Whatever waits for something on it gets a clone of this.
     Closed(Ended),
@@ -159,6 +167,8 @@ pub struct Link {
     pub(super) charged: Charged,
     pub(super) ending: Ending,
     pub(super) events: VecDeque<Event>,
+    /// Those that are for the application, until there is one: they come after `Event::Open`.
+    early: VecDeque<Event>,
     /// When this end last listened.
     listened: Instant,
     pub(super) counters: Counters,
@@ -214,6 +224,7 @@ impl Link {
             charged: Charged::default(),
             ending: Ending::default(),
             events: VecDeque::new(),
+            early: VecDeque::new(),
             listened: now,
             counters: Counters::default(),
         }
@@ -449,7 +460,16 @@ impl Link {
         self.beat_next = now + self.limits.heartbeat_every;
         self.phase = Phase::Open;
         self.events.push_back(Event::Open);
+        self.events.append(&mut self.early);
         self.drain_opened(now);
+    }
+
+    /// Something for the application. The accepting end is open first, so it may come before there is one here.
+    pub(super) fn tell_application(&mut self, event: Event) {
+        match self.phase {
+            Phase::Open => self.events.push_back(event),
+            _ => self.early.push_back(event),
+        }
     }
 
     fn take_message(&mut self, message: Control, now: Instant) -> Result<(), Broken> {
@@ -518,7 +538,7 @@ impl Link {
     }
 }
 
-fn message_name(message: &Control) -> &'static str {
+pub(super) fn message_name(message: &Control) -> &'static str {
     match message {
         Control::Hello(_) => "Hello",
         Control::Welcome(_) => "Welcome",
@@ -534,5 +554,7 @@ fn message_name(message: &Control) -> &'static str {
         Control::Renew { .. } => "Renew",
         Control::Renewed { .. } => "Renewed",
         Control::NotRenewed { .. } => "NotRenewed",
+        Control::Cluster(Cluster::ToNode(_)) => "ToNode",
+        Control::Cluster(Cluster::ToCoordinator(_)) => "ToCoordinator",
     }
 }

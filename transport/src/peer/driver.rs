@@ -191,6 +191,7 @@ fn carry_out(shared: &Shared, event: Event) {
         Event::Renew { request } => shared.notice(Notice::RenewalAsked { request }),
         Event::Renewed { chain } => renewed(shared, Ok(chain)),
         Event::NotRenewed { why } => renewed(shared, Err(why)),
+        Event::Told { message, charge } => shared.told(message, charge),
         Event::Closed(ended) => shared.end(ended),
         // Both belong to the handshake, which is over.
         Event::DialLanes { .. } | Event::Open => {}

@@ -12,7 +12,10 @@ use super::outlet::Outlet;
 use super::shared::{Notices, Renewal, Shared};
 use crate::Frame;
 use crate::carrier::Vouched;
-use crate::link::{DispatchRefused, Ended, Link, ProbeRefused, RenewRefused, SendRefused, State};
+use crate::link::{
+    DispatchRefused, Ended, Link, ProbeRefused, RenewRefused, SendRefused, State, TellRefused,
+};
+use crate::wire::cluster::Cluster;
 use crate::wire::control::{CloseReason, Hello};
 use crate::wire::groups::dispatches;
 use crate::wire::{Kind, Lane};
@@ -218,6 +221,17 @@ impl Peer {
             shared.lane_failed(lane, &error);
         }
         Ok(())
+    }
+
+    /// Says something of the cluster, or refuses to: it never waits. The peer hears it as [`Notice::Told`], once and in
+    /// order. It may still be refused or lost when the link ends; what was accepted arrives before an orderly end.
+    ///
+    /// While the link is draining this end may go on telling as long as something is in flight; see
+    /// [`TellRefused::Draining`].
+    ///
+    /// [`Notice::Told`]: super::Notice::Told
+    pub fn tell(&self, message: Cluster) -> Result<(), TellRefused> {
+        self.shared().with_link(|link, _| link.handle_tell(message))
     }
 
     /// How long a control message with so much filling takes to the peer and back.

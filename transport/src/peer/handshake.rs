@@ -229,10 +229,13 @@ impl Handshake {
             data: Arc::new(Outlet::new(data.sender)),
             weights: Arc::new(Outlet::new(weights.sender)),
         };
-        let shared = Shared::new(link, outlets, hello, address, session);
+        let shared = Shared::new(link, outlets, hello, address, session, limits.window_bytes.control);
         let meter = |lane| Meter::new(limits.window_bytes[lane] / 4, Arc::clone(&shared.driver));
-        let meters =
-            PerLane { control: meter(Lane::Control), data: meter(Lane::Data), weights: meter(Lane::Weights) };
+        let meters = PerLane {
+            control: Arc::clone(&shared.control_meter),
+            data: meter(Lane::Data),
+            weights: meter(Lane::Weights),
+        };
         let inlet = |lane, receiver: Box<dyn LaneReceiver>| {
             Inlet::new(lane, receiver, Arc::clone(&meters[lane]), Arc::clone(&shared))
         };

@@ -13,11 +13,14 @@ use super::lock;
 use super::outlet::Outlet;
 use crate::buffer::Pool;
 use crate::carrier::{LaneError, Vouched};
+use crate::frame::{Credit, Meter};
 use crate::link::{Ended, Link};
+use crate::wire::cluster::Cluster;
 use crate::wire::control::{CloseReason, Hello};
 use crate::wire::{Lane, PerLane};
 
-/// Notices that nobody has read; what comes then is left out, and the log says so once.
+/// Notices that nobody has read; what comes then is left out, and the log says so once. Those of the cluster are never
+/// left out and do not count: the control lane's window bounds them.
 const NOTICES_MAX: usize = 1 << 17;
 
 /// A certificate and what it stands on, DER; or why there is none.
@@ -46,9 +49,12 @@ pub enum Notice {
         /// PKCS #10, DER.
         request: Vec<u8>,
     },
+    /// The peer says something of the cluster. The room that it took belongs to the peer again.
+    Told(Cluster),
 }
 
-/// The notices of one link, for one reader.
+/// The notices of one link, for one reader. They must be read as long as the link lives, or the peer cannot say any
+/// more of the cluster; where they are dropped, whatever still comes is dropped as well.
 pub struct Notices {
     shared: Arc<Shared>,
 }
@@ -78,6 +84,8 @@ pub(super) struct Shared {
     loss: Mutex<Option<(Lane, String, Instant)>>,
     /// What control messages are sent from: never what the application may have used up.
     pub(super) control_pool: Pool,
+    /// Counts the room that was occupied by messages of the cluster.
+    pub(super) control_meter: Arc<Meter>,
     /// Inlets that were dropped, for the driver to go on with.
     abandoned: Mutex<Vec<Inlet>>,
     notices: Mutex<NoticeQueue>,
@@ -88,8 +96,12 @@ pub(super) struct Shared {
 
 #[derive(Default)]
 struct NoticeQueue {
-    notices: VecDeque<Notice>,
+    notices: VecDeque<(Notice, Option<Credit>)>,
+    /// Among them, those that hold no credit.
+    free: usize,
     is_left_out: bool,
+    /// Nobody will read any.
+    is_dropped: bool,
     waker: Option<Waker>,
 }
 
@@ -100,8 +112,11 @@ impl Shared {
         hello: Hello,
         address: String,
         session: [u8; 16],
+        control_window: u64,
     ) -> Arc<Self> {
+        let driver: Arc<Notify> = Arc::default();
         Arc::new(Self {
+            control_meter: Meter::new(control_window / 4, Arc::clone(&driver)),
             vouched: link.vouched().clone(),
             link: Mutex::new(link),
             outlets,
@@ -110,7 +125,7 @@ impl Shared {
             address,
             session,
             settling: Mutex::default(),
-            driver: Arc::default(),
+            driver,
             ended: OnceLock::new(),
             over: watch::Sender::new(false),
             inlets: PerLane::default(),
@@ -202,11 +217,28 @@ impl Shared {
 
     pub(super) fn notice(&self, notice: Notice) {
         let mut queue = lock(&self.notices);
-        if queue.notices.len() < NOTICES_MAX {
-            queue.notices.push_back(notice);
+        if queue.is_dropped {
+            return;
+        }
+        if queue.free < NOTICES_MAX {
+            queue.free += 1;
+            queue.notices.push_back((notice, None));
         } else if !std::mem::replace(&mut queue.is_left_out, true) {
             tracing::warn!(peer = %self.name, max = NOTICES_MAX, "notices that nobody reads are left out");
         }
+        if let Some(waker) = queue.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// A message of the cluster, which occupies so much of the peer's credit until it is read.
+    pub(super) fn told(&self, message: Cluster, charge: u64) {
+        let credit = self.control_meter.hold(charge);
+        let mut queue = lock(&self.notices);
+        if queue.is_dropped {
+            return;
+        }
+        queue.notices.push_back((Notice::Told(message), Some(credit)));
         if let Some(waker) = queue.waker.take() {
             waker.wake();
         }
@@ -247,7 +279,8 @@ impl Notices {
     /// The same, to be polled.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Notice>> {
         let mut queue = lock(&self.shared.notices);
-        if let Some(notice) = queue.notices.pop_front() {
+        if let Some((notice, credit)) = queue.notices.pop_front() {
+            queue.free -= usize::from(credit.is_none());
             return Poll::Ready(Some(notice));
         }
         if self.shared.ended.get().is_some() {
@@ -255,5 +288,16 @@ impl Notices {
         }
         queue.waker = Some(context.waker().clone());
         Poll::Pending
+    }
+}
+
+impl Drop for Notices {
+    fn drop(&mut self) {
+        let unread = {
+            let mut queue = lock(&self.shared.notices);
+            queue.is_dropped = true;
+            std::mem::take(&mut queue.notices)
+        };
+        drop(unread);
     }
 }

@@ -6,6 +6,9 @@
 
 use bincode::{Decode, Encode};
 
+use super::control::{ControlError, NAME_BYTES_MAX, WORDS_BYTES_MAX, bound, name, text};
+use crate::security::Role;
+
 /// Longest `config.json` that is sent.
 pub const CONFIG_BYTES_MAX: usize = 1 << 20;
 /// Devices of one node.
@@ -14,6 +17,8 @@ pub const DEVICES_MAX: usize = 1024;
 pub const ACTORS_MAX: usize = 1 << 16;
 /// Labels of one node.
 pub const LABELS_MAX: usize = 32;
+/// Longest value of a label.
+pub const LABEL_BYTES_MAX: usize = 255;
 
 /// One actor: one shard of one replica of one expert of one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
@@ -44,6 +49,62 @@ pub enum Cluster {
     ToNode(ToNode),
     /// From a node.
     ToCoordinator(ToCoordinator),
+}
+
+impl Cluster {
+    /// Who says it.
+    pub fn speaker(&self) -> Role {
+        match self {
+            Self::ToNode(_) => Role::Coordinator,
+            Self::ToCoordinator(_) => Role::Node,
+        }
+    }
+
+    /// Checks that texts and lists are within their bounds.
+    pub fn check(&self) -> Result<(), ControlError> {
+        match self {
+            Self::ToNode(message) => message.check(),
+            Self::ToCoordinator(message) => message.check(),
+        }
+    }
+}
+
+impl ToNode {
+    fn check(&self) -> Result<(), ControlError> {
+        match self {
+            Self::Joined(joined) => bound("a configuration", joined.config.len(), CONFIG_BYTES_MAX),
+            Self::Hold(hold) => bound("an order", hold.actors.len(), ACTORS_MAX),
+            Self::NotJoined { why } | Self::NotServed { why, .. } => text("a reason", why, WORDS_BYTES_MAX),
+        }
+    }
+}
+
+impl ToCoordinator {
+    fn check(&self) -> Result<(), ControlError> {
+        match self {
+            Self::Join(join) => join.check(),
+            Self::Holding(holding) => {
+                bound("a list of actors", holding.failed.len(), ACTORS_MAX)?;
+                holding.failed.iter().try_for_each(|(_, why)| text("a reason", why, WORDS_BYTES_MAX))
+            }
+            Self::Fallen(fallen) => text("a reason", &fallen.why, WORDS_BYTES_MAX),
+            Self::Loads(loads) => bound("a list of actors", loads.len(), ACTORS_MAX),
+            Self::Progress(_) | Self::Ask(_) | Self::Leaving => Ok(()),
+        }
+    }
+}
+
+impl Join {
+    fn check(&self) -> Result<(), ControlError> {
+        bound("a list of devices", self.devices.len(), DEVICES_MAX)?;
+        self.devices.iter().try_for_each(|device| text("a kind of device", &device.kind, NAME_BYTES_MAX))?;
+        bound("a list of labels", self.labels.len(), LABELS_MAX)?;
+        for (key, value) in &self.labels {
+            name("a label", key)?;
+            text("the value of a label", value, LABEL_BYTES_MAX)?;
+        }
+        bound("a list of actors", self.held.len(), ACTORS_MAX)
+    }
 }
 
 /// What a coordinator says to a node.

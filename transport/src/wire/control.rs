@@ -6,6 +6,7 @@
 
 use bincode::{Decode, Encode};
 
+use super::cluster::Cluster;
 use super::codec::{self, CodecError};
 use super::{Header, Kind, PerLane};
 use crate::Frame;
@@ -86,6 +87,8 @@ pub enum Control {
         /// In words.
         why: String,
     },
+    /// Of the cluster: who joins, who holds what, how it goes.
+    Cluster(Cluster),
 }
 
 /// Who dials, and what it can take.
@@ -358,6 +361,7 @@ impl Control {
                 bound("a chain", chain.len(), CHAIN_MAX)?;
                 chain.iter().try_for_each(|it| bound("a certificate", it.len(), CERTIFICATE_BYTES_MAX))
             }
+            Self::Cluster(message) => message.check(),
             Self::Attach(_)
             | Self::Attached
             | Self::Heartbeat { .. }
@@ -406,11 +410,11 @@ pub fn is_name(text: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(fits)
 }
 
-fn bound(what: &'static str, found: usize, max: usize) -> Result<(), ControlError> {
+pub(super) fn bound(what: &'static str, found: usize, max: usize) -> Result<(), ControlError> {
     if found > max { Err(ControlError::TooLong { what, found, max }) } else { Ok(()) }
 }
 
-fn text(what: &'static str, text: &str, max: usize) -> Result<(), ControlError> {
+pub(super) fn text(what: &'static str, text: &str, max: usize) -> Result<(), ControlError> {
     bound(what, text.len(), max)?;
     match text.chars().find(|character| character.is_control()) {
         Some(character) => Err(ControlError::Character { what, character }),
@@ -418,7 +422,7 @@ fn text(what: &'static str, text: &str, max: usize) -> Result<(), ControlError> 
     }
 }
 
-fn name(what: &'static str, text: &str) -> Result<(), ControlError> {
+pub(super) fn name(what: &'static str, text: &str) -> Result<(), ControlError> {
     bound(what, text.len(), NAME_BYTES_MAX)?;
     if !is_name(text) {
         return Err(ControlError::Name { what, text: text.into() });

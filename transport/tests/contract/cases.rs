@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 
 use phalanx_transport::Frame;
 use phalanx_transport::buffer::Pool;
-use phalanx_transport::link::{Local, Why};
-use phalanx_transport::peer::{Inlet, Notice, Opened, Peer, SendError};
+use phalanx_transport::link::{Local, TellRefused, Why};
+use phalanx_transport::peer::{Inlet, Notice, Notices, Opened, Peer, SendError};
 use phalanx_transport::security::{ClusterId, PeerName, Role};
+use phalanx_transport::wire::cluster::{
+    ActorId, Ask, Assignment, Cluster, Epoch, Hold, Load, ToCoordinator, ToNode,
+};
 use phalanx_transport::wire::control::{CloseReason, NumericIdentity};
 use phalanx_transport::wire::{Header, Kind, Lane, charge};
 
@@ -550,6 +553,105 @@ pub(crate) async fn probes_come_back(place: &AnyPlace) {
         assert!(took < Duration::from_secs(5), "{took:?}");
     }
     drop(pair.coordinator.peer);
+}
+
+/// Message `number` of an end: mostly short, now and then as long as a model's experts are many.
+fn tidings(role: Role, number: u64) -> Cluster {
+    let actor = ActorId { layer: number as u32, expert: 1, replica: 0, shard: 0 };
+    let many = if number % 50 == 7 { 10_000 } else { number as usize % 3 };
+    match (role, number % 2) {
+        (Role::Node, 0) => {
+            Cluster::ToCoordinator(ToCoordinator::Ask(Ask { ask: number, layer: 1, expert: 2 }))
+        }
+        (Role::Node, _) => {
+            let load = Load { actor, rows: number, batches: 1, busy_us: 1, service_us: 1, queued: 1 };
+            Cluster::ToCoordinator(ToCoordinator::Loads(vec![load; many]))
+        }
+        (Role::Coordinator, 0) => {
+            let why = "x".repeat(number as usize % 1024);
+            Cluster::ToNode(ToNode::NotServed { ask: number, why })
+        }
+        (Role::Coordinator, _) => {
+            let assignment = Assignment { actor, device: 0, digest: Some([number as u8; 32]) };
+            let epoch = Epoch { term: 1, number };
+            Cluster::ToNode(ToNode::Hold(Hold { epoch, actors: vec![assignment; many] }))
+        }
+    }
+}
+
+/// Says so many, then drains.
+async fn tell_all(peer: Peer, role: Role, count: u64) {
+    for number in 0..count {
+        loop {
+            match peer.tell(tidings(role, number)) {
+                Ok(()) => break,
+                // The other end reads, so there is room soon.
+                Err(TellRefused::Full { .. }) => tokio::task::yield_now().await,
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+}
+
+async fn hear_all(notices: &mut Notices, role: Role, count: u64) {
+    let mut heard = 0;
+    while let Some(notice) = notices.next().await {
+        if let Notice::Told(message) = notice {
+            assert_eq!(message, tidings(role, heard));
+            heard += 1;
+        }
+    }
+    assert_eq!(heard, count, "everything that was told, to the end of the link");
+}
+
+/// Hundreds both ways, and the link is drained behind them: all of them come before its end.
+pub(crate) async fn what_is_told_arrives_once_and_in_order(place: &AnyPlace) {
+    const MESSAGES: u64 = 400;
+    let Pair { node, coordinator, listener, .. } = pair(place, small_limits()).await;
+    let ends = [(node, Role::Node, Role::Coordinator), (coordinator, Role::Coordinator, Role::Node)];
+    let done = std::sync::Arc::new(tokio::sync::Barrier::new(2));
+    let ends = ends.map(|(opened, ours, theirs)| {
+        let done = std::sync::Arc::clone(&done);
+        tokio::spawn(async move {
+            let Opened { peer, mut data, mut weights, mut notices } = opened;
+            let telling = async {
+                tell_all(peer.clone(), ours, MESSAGES).await;
+                // Whoever is drained first may not be told anything new.
+                done.wait().await;
+                peer.drain().await
+            };
+            let (ended, (), data, weights) = tokio::join!(
+                telling,
+                hear_all(&mut notices, theirs, MESSAGES),
+                data.receive(),
+                weights.receive()
+            );
+            assert!(ended.in_order() && data.unwrap().is_none() && weights.unwrap().is_none(), "{ended}");
+            assert!(matches!(peer.tell(tidings(ours, 0)), Err(TellRefused::Closed(_))));
+        })
+    });
+    for end in ends {
+        end.await.unwrap();
+    }
+    drop(listener);
+}
+
+/// Whoever does not care what happens drops its notices, and the peer is not held up by that.
+pub(crate) async fn what_is_told_to_nobody_stops_nobody(place: &AnyPlace) {
+    let Pair { mut node, mut coordinator, listener, .. } = pair(place, small_limits()).await;
+    drop((node.notices, coordinator.notices));
+    // Together they cost several windows.
+    tell_all(node.peer.clone(), Role::Node, 2_000).await;
+    node.peer.probe(10).await.unwrap();
+    let (ended, ..) = tokio::join!(
+        node.peer.drain(),
+        node.data.receive(),
+        node.weights.receive(),
+        coordinator.data.receive(),
+        coordinator.weights.receive()
+    );
+    assert!(ended.in_order(), "{ended}");
+    drop(listener);
 }
 
 /// Whoever does not care for a lane need not read it, and the peer is not held up by that.

@@ -44,6 +44,8 @@ macro_rules! every_case {
             a_frame_longer_than_the_peer_takes_is_refused,
             another_cluster_role_class_or_row_is_refused_with_the_reason,
             probes_come_back,
+            what_is_told_arrives_once_and_in_order,
+            what_is_told_to_nobody_stops_nobody,
             the_reason_of_a_close_arrives,
             a_link_may_be_dropped_when_its_lane_has_ended,
             a_drain_is_told_to_those_in_line,

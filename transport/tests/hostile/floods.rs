@@ -1,6 +1,7 @@
 //! Too much of anything.
 
 use phalanx_transport::Lane;
+use phalanx_transport::wire::cluster::{ActorId, Cluster, Fallen, ToCoordinator, ToNode};
 use phalanx_transport::wire::control::{CloseReason, Control};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -136,6 +137,7 @@ fn messages_that_have_no_place() {
             ("not-renewed", Control::NotRenewed { why: String::new() }),
             ("drained", Control::Close(CloseReason::Drained)),
             ("attached", Control::Attached),
+            ("order", Control::Cluster(Cluster::ToNode(ToNode::NotJoined { why: "go".into() }))),
             ("renew", Control::Renew { request: vec![1; 100] }),
         ] {
             let mut raw = Raw::open(&target, name).await;
@@ -144,6 +146,34 @@ fn messages_that_have_no_place() {
             assert!(end.contains("broke the protocol"), "{name}: {end}");
             target.honest.rounds(3).await;
         }
+        target
+    });
+}
+
+/// The coordinator of this test reads no notices. What it is told stays within what it has granted.
+#[test]
+fn news_that_nobody_reads() {
+    attack(Over::Plain, async |mut target: Target| {
+        for (name, words) in [("gossip", 0), ("orator", 1000)] {
+            let mut raw = Raw::open(&target, name).await;
+            let actor = ActorId { layer: 1, expert: 2, replica: 0, shard: 0 };
+            let fallen = Fallen { actor, why: "x".repeat(words), restarts: 0, is_lost: false };
+            let message = control(&Control::Cluster(Cluster::ToCoordinator(ToCoordinator::Fallen(fallen))));
+            write_until_cut(&mut raw.control, &message.repeat(100), 1_000).await;
+            let end = target.end_of(&raw.name).await;
+            assert!(end.contains("on the control lane, where it had credit for"), "{end}");
+            target.honest.rounds(10).await;
+        }
+        // Orders are not its to give.
+        let mut raw = Raw::open(&target, "usurper").await;
+        let order = Control::Cluster(Cluster::ToNode(ToNode::NotJoined { why: "go".into() }));
+        raw.control.write_all(&control(&order)).await.unwrap();
+        let Some(Control::Close(CloseReason::Broken(why))) = hear_news(&mut raw.control).await else {
+            panic!("it hears why")
+        };
+        assert_eq!(why, "it is a node and sent ToNode");
+        let end = target.end_of(&raw.name).await;
+        assert!(end.contains(&why), "{end}");
         target
     });
 }

@@ -27,6 +27,8 @@ fn messages() -> Vec<(&'static str, Control)> {
         ("renew", Control::Renew { request: vec![] }),
         ("renewed", Control::Renewed { chain: vec![] }),
         ("not renewed", Control::NotRenewed { why: String::new() }),
+        ("order", Control::Cluster(tidings(Side::Dialled, 1, 0))),
+        ("report", Control::Cluster(tidings(Side::Accepted, 1, 0))),
     ]
 }
 
@@ -76,34 +78,37 @@ fn states(side: Side, now: Instant) -> Vec<(&'static str, Link, &'static str)> {
     let pick = |dialled: &'static str, accepted: &'static str| if node { accepted } else { dialled };
     vec![
         ("greeting", greeting_state, pick("welcome refused close", "hello")),
-        ("attaching", attaching, pick("heartbeat drain grant! close probe renew", "refused close")),
+        ("attaching", attaching, pick("heartbeat drain grant! close probe renew report", "refused close")),
         (
             "open",
             idle,
-            pick("heartbeat drain grant! close probe renew", "refused heartbeat grant! drain close probe"),
+            pick(
+                "heartbeat drain grant! close probe renew report",
+                "refused heartbeat grant! drain close probe order",
+            ),
         ),
         (
             "asked",
             busy,
             pick(
-                "heartbeat grant drain close probe echo renew",
-                "refused heartbeat grant drain close probe echo renewed not",
+                "heartbeat grant drain close probe echo renew report",
+                "refused heartbeat grant drain close probe echo renewed not order",
             ),
         ),
         (
             "draining",
             draining,
             pick(
-                "heartbeat grant drain drained close probe echo renew",
-                "refused heartbeat grant drain drained close probe echo renewed not",
+                "heartbeat grant drain drained close probe echo renew report",
+                "refused heartbeat grant drain drained close probe echo renewed not order",
             ),
         ),
         (
             "asked to drain",
             asked_to_drain,
             pick(
-                "heartbeat grant drained close probe echo renew",
-                "heartbeat grant drained close probe echo renewed not",
+                "heartbeat grant drained close probe echo renew report",
+                "heartbeat grant drained close probe echo renewed not order",
             ),
         ),
         ("peer drained", peer_drained, "heartbeat grant close echo"),
@@ -136,7 +141,7 @@ fn every_message_in_every_state_is_taken_or_breaks_the_link() {
             }
         }
     }
-    assert_eq!(tried, 2 * 8 * 15);
+    assert_eq!(tried, 2 * 8 * 17);
 }
 
 /// Whatever comes after the end changes nothing.
@@ -180,9 +185,9 @@ fn random_input_never_breaks_more_than_the_link() {
         let mut closings = 0;
         for _ in 0..random.below(30) {
             let messages = messages();
-            match random.below(12) {
+            match random.below(13) {
                 0..=3 => {
-                    let (_, message) = messages.into_iter().nth(random.below(15) as usize).unwrap();
+                    let (_, message) = messages.into_iter().nth(random.below(17) as usize).unwrap();
                     link.handle_control(message, now);
                 }
                 4 => {
@@ -207,6 +212,7 @@ fn random_input_never_breaks_more_than_the_link() {
                     3 => drop(link.handle_attached(random.lane(), now)),
                     _ => drop(link.handle_send(random.lane(), 64 + random.below(1024))),
                 },
+                11 => drop(link.handle_tell(tidings(side, random.below(9), random.below(1100) as usize))),
                 _ => drop(link.handle_dispatch(random.below(5), now + random.below(9) as u32 * MS, now)),
             }
             if random.below(3) == 0 {

@@ -6,3 +6,4 @@ mod pair;
 mod script;
 mod steps;
 mod support;
+mod told;

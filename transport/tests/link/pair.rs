@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use phalanx_transport::link::{Event, Link, SendRefused, Side, State, Why};
+use phalanx_transport::link::{Event, Link, SendRefused, Side, State, TellRefused, Why};
 use phalanx_transport::wire::control::{CloseReason, Control};
 use phalanx_transport::wire::{PerLane, charge};
 use phalanx_transport::{Lane, Limits};
@@ -52,6 +52,8 @@ struct End {
     weights_received: u64,
     echoes: u64,
     probes: u64,
+    told: u64,
+    heard: u64,
     no_credit: bool,
     writable: u64,
 }
@@ -79,6 +81,8 @@ impl End {
             weights_received: 0,
             echoes: 0,
             probes: 0,
+            told: 0,
+            heard: 0,
             no_credit: false,
             writable: 0,
         }
@@ -114,6 +118,16 @@ impl End {
                     assert_eq!(*id as usize % 900, padding.len());
                     self.echoes += 1;
                 }
+                Event::Told { message, charge } => {
+                    let from = [Side::Dialled, Side::Accepted][usize::from(self.side == Side::Dialled)];
+                    assert_eq!(
+                        *message,
+                        tidings(from, self.heard, self.heard as usize % 900),
+                        "in order, once"
+                    );
+                    self.heard += 1;
+                    self.held.push((Lane::Control, *charge));
+                }
                 Event::Writable(_) => {
                     self.writable += 1;
                     self.no_credit = false;
@@ -129,7 +143,7 @@ impl End {
     /// Something of the application.
     fn act(&mut self, random: &mut Random, now: Instant) {
         let charge = charge(random.below(1025));
-        match random.below(6) {
+        match random.below(7) {
             0 if self.link.in_flight_left() > 0 => {
                 let id = self.next_id;
                 if let Err(refused) = self.link.handle_send(Lane::Data, charge) {
@@ -160,6 +174,11 @@ impl End {
                     self.probes += 1;
                 }
             }
+            5 => match self.link.handle_tell(tidings(self.side, self.told, self.told as usize % 900)) {
+                Ok(()) => self.told += 1,
+                Err(TellRefused::Full { .. } | TellRefused::Draining) => {}
+                Err(other) => panic!("{other}"),
+            },
             _ => self.release(random, now),
         }
     }
@@ -395,12 +414,13 @@ fn drained(world: &World) {
         assert_eq!(end.taken + end.expired, end.dispatched, "every dispatch returned or expired");
         assert_eq!(other.weights_received, end.weights_sent, "every frame came");
         assert_eq!(end.echoes, end.probes, "every probe came back");
+        assert_eq!(other.heard, end.told, "everything told was heard");
     }
 }
 
 #[test]
 fn whatever_the_order_nothing_is_lost_and_both_ends_drain() {
-    let (mut dispatched, mut expired, mut writable) = (0, 0, 0);
+    let (mut dispatched, mut expired, mut writable, mut told) = (0, 0, 0, 0);
     for seed in seeds(300) {
         let _replay = Replay(seed);
         let mut world = World::new(seed);
@@ -421,7 +441,9 @@ fn whatever_the_order_nothing_is_lost_and_both_ends_drain() {
         dispatched += world.ends[0].dispatched + world.ends[1].dispatched;
         expired += world.ends[0].expired + world.ends[1].expired;
         writable += world.ends[0].writable + world.ends[1].writable;
+        told += world.ends[0].told + world.ends[1].told;
     }
+    assert!(told > 5_000, "{told}");
     assert!(dispatched > 5_000 && expired > 500 && writable > 1000, "{dispatched} {expired} {writable}");
 }
 

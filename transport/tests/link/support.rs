@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use phalanx_transport::carrier::Vouched;
 use phalanx_transport::link::{Event, Link, Local, Side};
 use phalanx_transport::security::{ClusterId, PeerName, Role};
+use phalanx_transport::wire::cluster::{Ask, Cluster, ToCoordinator, ToNode};
 use phalanx_transport::wire::control::{Control, Hello, NumericIdentity, Offer, PROTOCOL, Welcome};
 use phalanx_transport::wire::{PerLane, charge};
 use phalanx_transport::{Lane, Limits};
@@ -110,6 +111,24 @@ pub(crate) fn expect<const C: usize, const E: usize>(
 /// What a probe of such a filling costs: tag, id, length, filling.
 pub(crate) fn probe_charge(padding: usize) -> u64 {
     charge(4 + 8 + 8 + padding as u64)
+}
+
+/// What the end of that side may tell of the cluster, told apart by a number and as long as wanted.
+pub(crate) fn tidings(side: Side, number: u64, words: usize) -> Cluster {
+    match side {
+        Side::Dialled => Cluster::ToNode(ToNode::NotServed { ask: number, why: "x".repeat(words) }),
+        Side::Accepted => {
+            Cluster::ToCoordinator(ToCoordinator::Ask(Ask { ask: number, layer: 0, expert: words as u32 }))
+        }
+    }
+}
+
+/// What such a message costs.
+pub(crate) fn tidings_charge(side: Side, words: usize) -> u64 {
+    match side {
+        Side::Dialled => charge(4 + 4 + 4 + 8 + 8 + words as u64),
+        Side::Accepted => charge(4 + 4 + 4 + 8 + 4 + 4),
+    }
 }
 
 /// The only closing event among `events`, as words.

@@ -1,5 +1,9 @@
 //! Whatever a peer sends: an answer, no panic, and no allocation that the bytes do not justify.
 
+use phalanx_transport::wire::cluster::{
+    self, ActorId, Assignment, Cluster, DeviceOffer, Epoch, Fallen, Hold, Holding, Join, Joined, Load,
+    ToCoordinator, ToNode,
+};
 use phalanx_transport::wire::codec::{self, CodecError, MESSAGE_BYTES_MAX};
 use phalanx_transport::wire::control::{self, CloseReason, Control, ControlError, words};
 use phalanx_transport::wire::crc::crc32c;
@@ -97,6 +101,15 @@ fn a_length_that_lies_allocates_nothing_for_it() {
             bytes.extend([0; 20]);
             assert!(decode(&bytes).is_err(), "variant {variant} of {length}");
         }
+        // The lists of the cluster: actors to hold, devices, actors held, what could not be held, loads.
+        for (direction, variant, before) in [(0_u32, 2_u32, 16), (1, 0, 0), (1, 0, 25), (1, 2, 16), (1, 4, 0)]
+        {
+            let mut bytes = [14, direction, variant].map(u32::to_le_bytes).concat();
+            bytes.extend(vec![0; before]);
+            bytes.extend(length.to_le_bytes());
+            bytes.extend([0; 20]);
+            assert!(decode(&bytes).is_err(), "variant {direction}.{variant} of {length}");
+        }
     }
     let (largest, refused) =
         largest_allocation(|| codec::decode::<Control>(&vec![0; MESSAGE_BYTES_MAX + 1]).unwrap_err());
@@ -143,6 +156,92 @@ fn texts_beyond_their_bounds_are_refused() {
         assert_eq!(Control::NotRenewed { why: words(&text) }.check(), Ok(()), "words are always taken");
     }
     assert_eq!(words("ä".repeat(600)).len(), 1024);
+}
+
+#[test]
+fn messages_of_the_cluster_beyond_their_bounds_are_refused() {
+    let actor = ActorId { layer: 1, expert: 2, replica: 0, shard: 0 };
+    let epoch = Epoch::default();
+    let taken = |message: Cluster| Control::Cluster(message).check().is_ok();
+    let long = |bytes: usize| "x".repeat(bytes);
+    let join = |change: &dyn Fn(&mut Join)| {
+        let mut join = Join { devices: vec![], labels: vec![], term: 0, checkpoint: None, held: vec![] };
+        change(&mut join);
+        taken(Cluster::ToCoordinator(ToCoordinator::Join(join)))
+    };
+    let device = |kind: &str| DeviceOffer { kind: kind.to_owned(), memory_bytes: 1 };
+    let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    assert!(join(&|it| it.devices = vec![device(&long(63)); cluster::DEVICES_MAX]));
+    assert!(!join(&|it| it.devices = vec![device("cpu"); cluster::DEVICES_MAX + 1]));
+    assert!(!join(&|it| it.devices = vec![device(&long(64))]));
+    assert!(!join(&|it| it.devices = vec![device("a\u{7}")]));
+    assert!(join(&|it| it.labels = vec![label(&long(63), &long(255)); cluster::LABELS_MAX]));
+    assert!(!join(&|it| it.labels = vec![label("rack", "1"); cluster::LABELS_MAX + 1]));
+    assert!(join(&|it| it.labels = vec![label("rack", "hall 3 / r\u{fc}ck")]));
+    for (key, value) in [("", "1"), ("a b", "1"), ("rack", "a\n"), ("rack", &long(256)), (&long(64), "1")] {
+        assert!(!join(&|it| it.labels = vec![label(key, value)]), "{key:?} {value:?}");
+    }
+    assert!(join(&|it| it.held = vec![actor; cluster::ACTORS_MAX]));
+    assert!(!join(&|it| it.held = vec![actor; cluster::ACTORS_MAX + 1]));
+
+    let to_node = |message| taken(Cluster::ToNode(message));
+    let joined =
+        |bytes| to_node(ToNode::Joined(Joined { node: 1, term: 1, config: vec![b' '; bytes], shards: 1 }));
+    assert!(joined(cluster::CONFIG_BYTES_MAX) && !joined(cluster::CONFIG_BYTES_MAX + 1));
+    let assignment = Assignment { actor, device: 0, digest: None };
+    let hold = |actors| to_node(ToNode::Hold(Hold { epoch, actors: vec![assignment; actors] }));
+    assert!(hold(cluster::ACTORS_MAX) && !hold(cluster::ACTORS_MAX + 1));
+    let to_coordinator = |message| taken(Cluster::ToCoordinator(message));
+    let load = Load { actor, rows: 0, batches: 0, busy_us: 0, service_us: 0, queued: 0 };
+    let loads = |actors| to_coordinator(ToCoordinator::Loads(vec![load; actors]));
+    assert!(loads(cluster::ACTORS_MAX) && !loads(cluster::ACTORS_MAX + 1));
+    let holding = |actors, why: &str| {
+        to_coordinator(ToCoordinator::Holding(Holding {
+            epoch,
+            failed: vec![(actor, why.to_owned()); actors],
+        }))
+    };
+    assert!(holding(cluster::ACTORS_MAX, "") && !holding(cluster::ACTORS_MAX + 1, ""));
+    assert!(holding(2, &long(1024)) && !holding(2, &long(1025)) && !holding(2, "a\u{1b}"));
+    for (why, fits) in [(long(1024), true), (long(1025), false), ("a\0".to_owned(), false)] {
+        let fallen = Fallen { actor, why: why.clone(), restarts: 0, is_lost: false };
+        assert_eq!(to_coordinator(ToCoordinator::Fallen(fallen)), fits);
+        assert_eq!(to_node(ToNode::NotJoined { why: why.clone() }), fits);
+        assert_eq!(to_node(ToNode::NotServed { ask: 1, why }), fits);
+    }
+}
+
+/// A list takes more memory than bytes on the wire; no honest one may meet the limit that stops lies.
+#[test]
+fn long_lists_are_read_whatever_their_length() {
+    let actor = ActorId { layer: 1, expert: 2, replica: 0, shard: 0 };
+    let load = Load { actor, rows: 0, batches: 0, busy_us: 0, service_us: 0, queued: 0 };
+    let lengths = (0..400).chain([1_000, 1_259, 5_000, 20_000, 40_000, cluster::ACTORS_MAX]);
+    for count in lengths {
+        let assignments = |digest| vec![Assignment { actor, device: 0, digest }; count];
+        let epoch = Epoch::default();
+        let join = Join {
+            devices: vec![DeviceOffer { kind: String::new(), memory_bytes: 0 }; count],
+            labels: vec![(String::new(), String::new()); count],
+            term: 0,
+            checkpoint: None,
+            held: vec![actor; count],
+        };
+        for message in [
+            Cluster::ToNode(ToNode::Hold(Hold { epoch, actors: assignments(None) })),
+            Cluster::ToNode(ToNode::Hold(Hold { epoch, actors: assignments(Some([1; 32])) })),
+            Cluster::ToCoordinator(ToCoordinator::Join(join)),
+            Cluster::ToCoordinator(ToCoordinator::Loads(vec![load; count])),
+            Cluster::ToCoordinator(ToCoordinator::Holding(Holding {
+                epoch,
+                failed: vec![(actor, String::new()); count],
+            })),
+        ] {
+            let message = Control::Cluster(message);
+            let bytes = codec::encode(&message).unwrap();
+            assert!(decode(&bytes).as_ref() == Ok(&message), "{count} in {} bytes", bytes.len());
+        }
+    }
 }
 
 proptest! {

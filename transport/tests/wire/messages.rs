@@ -1,6 +1,10 @@
 //! One of each control message, with the name of its example in `docs/protocol.md`.
 
 use phalanx_transport::security::{ClusterId, PeerName, Role};
+use phalanx_transport::wire::cluster::{
+    ActorId, Ask, Assignment, Cluster, DeviceOffer, Epoch, Fallen, Hold, Holding, Join, Joined, Load,
+    Progress, ToCoordinator, ToNode,
+};
 use phalanx_transport::wire::control::{
     Attach, CloseReason, Control, Hello, NumericIdentity, Offer, PROTOCOL, Refusal, Welcome,
 };
@@ -31,6 +35,56 @@ pub(crate) fn hello(role: Role, name: &str, incarnation: u64, class: Option<&str
 }
 
 pub(crate) fn all() -> Vec<(&'static str, Control)> {
+    let mut all = of_links();
+    all.extend(of_clusters().into_iter().map(|(name, message)| (name, Control::Cluster(message))));
+    all
+}
+
+/// One of each message of the cluster.
+fn of_clusters() -> Vec<(&'static str, Cluster)> {
+    let why = || "why".to_owned();
+    let first = ActorId { layer: 3, expert: 5, replica: 0, shard: 0 };
+    let second = ActorId { layer: 3, expert: 9, replica: 1, shard: 0 };
+    let epoch = Epoch { term: 7, number: 2 };
+    let actors = vec![
+        Assignment { actor: first, device: 0, digest: Some([0xcc; 32]) },
+        Assignment { actor: second, device: 1, digest: None },
+    ];
+    let join = Join {
+        devices: vec![DeviceOffer { kind: "cpu".into(), memory_bytes: 1 << 30 }],
+        labels: vec![("rack".into(), "r1".into())],
+        term: 6,
+        checkpoint: Some([0xbb; 32]),
+        held: vec![first],
+    };
+    let load = Load { actor: first, rows: 1000, batches: 10, busy_us: 2000, service_us: 3000, queued: 4 };
+    let to_node = [
+        ("cluster-joined", ToNode::Joined(Joined { node: 7, term: 7, config: b"{}".to_vec(), shards: 1 })),
+        ("cluster-not-joined", ToNode::NotJoined { why: why() }),
+        ("cluster-hold", ToNode::Hold(Hold { epoch, actors })),
+        ("cluster-not-served", ToNode::NotServed { ask: 11, why: why() }),
+    ];
+    let to_coordinator = [
+        ("cluster-join", ToCoordinator::Join(join)),
+        (
+            "cluster-progress",
+            ToCoordinator::Progress(Progress { epoch, actors: 1, actors_all: 2, bytes: 4096 }),
+        ),
+        ("cluster-holding", ToCoordinator::Holding(Holding { epoch, failed: vec![(second, why())] })),
+        (
+            "cluster-fallen",
+            ToCoordinator::Fallen(Fallen { actor: first, why: why(), restarts: 2, is_lost: true }),
+        ),
+        ("cluster-loads", ToCoordinator::Loads(vec![load])),
+        ("cluster-ask", ToCoordinator::Ask(Ask { ask: 11, layer: 3, expert: 5 })),
+        ("cluster-leaving", ToCoordinator::Leaving),
+    ];
+    let to_node = to_node.map(|(name, message)| (name, Cluster::ToNode(message)));
+    let to_coordinator = to_coordinator.map(|(name, message)| (name, Cluster::ToCoordinator(message)));
+    to_node.into_iter().chain(to_coordinator).collect()
+}
+
+fn of_links() -> Vec<(&'static str, Control)> {
     let session = ascending(16);
     let welcome =
         Welcome { hello: hello(Role::Coordinator, "c0", 9, None), session, ports: [Some(7001), None] };
@@ -108,8 +162,26 @@ fn every_message_has_an_example() {
         Control::Renew { .. } => 11,
         Control::Renewed { .. } => 12,
         Control::NotRenewed { .. } => 13,
+        Control::Cluster(_) => 14,
     });
     let numbers: std::collections::BTreeSet<u32> = numbers.collect();
-    assert_eq!(numbers.into_iter().collect::<Vec<_>>(), (0..14).collect::<Vec<_>>());
-    assert_eq!(seen.len(), 14);
+    assert_eq!(numbers.into_iter().collect::<Vec<_>>(), (0..15).collect::<Vec<_>>());
+    assert_eq!(seen.len(), 15);
+    let of_clusters: std::collections::BTreeSet<_> = of_clusters()
+        .iter()
+        .map(|(_, message)| match message {
+            Cluster::ToNode(ToNode::Joined(_)) => 0,
+            Cluster::ToNode(ToNode::NotJoined { .. }) => 1,
+            Cluster::ToNode(ToNode::Hold(_)) => 2,
+            Cluster::ToNode(ToNode::NotServed { .. }) => 3,
+            Cluster::ToCoordinator(ToCoordinator::Join(_)) => 4,
+            Cluster::ToCoordinator(ToCoordinator::Progress(_)) => 5,
+            Cluster::ToCoordinator(ToCoordinator::Holding(_)) => 6,
+            Cluster::ToCoordinator(ToCoordinator::Fallen(_)) => 7,
+            Cluster::ToCoordinator(ToCoordinator::Loads(_)) => 8,
+            Cluster::ToCoordinator(ToCoordinator::Ask(_)) => 9,
+            Cluster::ToCoordinator(ToCoordinator::Leaving) => 10,
+        })
+        .collect();
+    assert_eq!(of_clusters.len(), 11);
 }

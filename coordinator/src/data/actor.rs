@@ -1,0 +1,283 @@
+//! The data actor: it drives scheduler, flow and exchange, and everything of the data plane passes it.
+//!
+//! A shell: it decides nothing. One task does it all, [`Pump`]: it takes what the links and the trunk's thread
+//! brought, tells the cores, and carries out what they ask for. All that has come is told before anything is carried
+//! out, so that what arrives together is computed together.
+
+use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::{Duration, Instant};
+
+use actix::{Actor, ActorFuture, AsyncContext, Context, Handler, Message, MessageResult};
+use tokio::sync::mpsc;
+use tokio::time::Sleep;
+use transport::buffer::Pool as Buffers;
+use transport::peer::{Inlet, Peer};
+use transport::wire::cluster::Epoch;
+
+use super::exchange::{Exchange, LinkRoom};
+use super::flow::Flow;
+use super::frames::{Shape, Source};
+use super::ids::{LinkId, RowId, SequenceId};
+use super::request::{Request, RequestId, Submission};
+use super::scheduler::Scheduler;
+use super::stage::Stage;
+use super::landing::{Keep, Landed};
+use super::trunk::{Answer, TrunkThread, Work};
+use crate::placement::{NodeId, Placement};
+
+/// What the data actor is made of.
+pub struct DataParts {
+    /// Which requests run, and what of them may exist.
+    pub scheduler: Scheduler,
+    /// Which rows the trunk computes next.
+    pub flow: Flow,
+    /// Rows out, rows back.
+    pub exchange: Exchange,
+    /// Rows that may exist at once.
+    pub rows_max: usize,
+    /// Sequences that may exist at once.
+    pub sequences_max: usize,
+    /// Most experts that a row takes.
+    pub top_k_max: usize,
+    /// The stages of the model.
+    pub stages: Vec<Stage>,
+    /// What rows are made of.
+    pub shape: Shape,
+    /// What frames are made of.
+    pub buffers: Buffers,
+    /// Most time that a dispatch may take, whatever its request allows.
+    pub dispatch_max: Duration,
+}
+
+/// A link to a node, for its dispatches and returns.
+pub struct DataLink {
+    /// Which.
+    pub link: LinkId,
+    /// To whom.
+    pub node: NodeId,
+    /// To send with.
+    pub peer: Peer,
+    /// What comes.
+    pub inlet: Inlet,
+    /// What may be under way on it at once.
+    pub room: LinkRoom,
+    /// What its rows may keep of its window.
+    pub keep: Keep,
+}
+
+/// What the control plane hears of the data plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Observation {
+    /// A link's data lane has ended.
+    LinkEnded(LinkId),
+    /// No dispatch of an epoch before this one is under way.
+    ClosedThrough(Epoch),
+}
+
+/// A node's link is open.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Opened(pub Box<DataLink>);
+
+/// A placement was published.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Published(pub Arc<Placement>);
+
+/// A request comes. Its answer goes to the submission's channel, a refusal too.
+#[derive(Message)]
+#[rtype(result = "RequestId")]
+pub struct Submit(pub Submission);
+
+/// Nobody wants the answer any more.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Cancel(pub RequestId);
+
+/// How it goes, for people.
+#[derive(Message)]
+#[rtype(result = "Report")]
+pub struct Ask;
+
+/// How the data plane is doing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Requests that run.
+    pub running: usize,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Links that are open.
+    pub links: usize,
+    /// Tokens sampled since the beginning.
+    pub tokens: u64,
+    /// Batches of the trunk.
+    pub batches: u64,
+    /// Rows in those.
+    pub rows: u64,
+    /// Frames sent, and bytes.
+    pub dispatched_frames: u64,
+    /// Bytes of their payloads.
+    pub dispatched_bytes: u64,
+    /// Frames that came back.
+    pub returned_frames: u64,
+    /// Bytes of their payloads.
+    pub returned_bytes: u64,
+}
+
+/// The data actor.
+pub struct DataActor {
+    pub(super) parts: DataParts,
+    pub(super) trunk: Option<TrunkThread>,
+    pub(super) answers: mpsc::Receiver<Answer>,
+    pub(super) observe: mpsc::UnboundedSender<Observation>,
+    pub(super) links: BTreeMap<LinkId, Link>,
+    /// Requests that wait for a place.
+    pub(super) waiting: HashMap<RequestId, Request>,
+    /// Requests that have one.
+    pub(super) running: Vec<Option<Request>>,
+    pub(super) deadlines: BTreeMap<(Instant, RequestId), ()>,
+    pub(super) request_next: u64,
+    /// Where each row lies as it enters its experts.
+    pub(super) sources: Vec<Option<Source>>,
+    /// What returned, by slot.
+    pub(super) slots: Vec<Option<Landed>>,
+    /// The rows of the batch that the trunk computes.
+    pub(super) computing: Vec<RowId>,
+    /// Buffers of a batch, while the trunk has none.
+    pub(super) spare: Work,
+    pub(super) timer: Option<Pin<Box<Sleep>>>,
+    pub(super) report: Report,
+    pub(super) shared_cores: bool,
+}
+
+/// An open link.
+pub(super) struct Link {
+    pub(super) peer: Peer,
+    /// Until it has ended.
+    pub(super) inlet: Option<Inlet>,
+    /// What its rows keep of its window.
+    pub(super) keep: Keep,
+}
+
+impl DataActor {
+    /// The actor. `start` makes the trunk's thread, given where its answers go. `shared_cores`: the trunk computes on
+    /// the cores of the experts, so it is not idle while they compute.
+    pub fn new(
+        parts: DataParts,
+        shared_cores: bool,
+        observe: mpsc::UnboundedSender<Observation>,
+        start: impl FnOnce(mpsc::Sender<Answer>) -> std::io::Result<TrunkThread>,
+    ) -> std::io::Result<Self> {
+        // A batch has two answers, and there is one batch at a time.
+        let (answer, answers) = mpsc::channel(4);
+        let trunk = start(answer)?;
+        let slots = parts.rows_max * parts.top_k_max;
+        Ok(Self {
+            trunk: Some(trunk),
+            answers,
+            observe,
+            links: BTreeMap::new(),
+            waiting: HashMap::new(),
+            running: std::iter::repeat_with(|| None).take(parts.sequences_max).collect(),
+            deadlines: BTreeMap::new(),
+            request_next: 1,
+            sources: vec![None; parts.rows_max],
+            slots: vec![None; slots],
+            computing: Vec::new(),
+            spare: Work::default(),
+            timer: None,
+            report: Report::default(),
+            shared_cores,
+            parts,
+        })
+    }
+
+    /// The request of a sequence, wherever it stands.
+    pub(super) fn request_of(&self, sequence: SequenceId) -> Option<&Request> {
+        self.running[sequence.0 as usize].as_ref()
+    }
+
+    pub(super) fn trunk(&self) -> &TrunkThread {
+        self.trunk.as_ref().expect("it stands as long as the actor")
+    }
+}
+
+impl Actor for DataActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.spawn(Pump);
+    }
+}
+
+impl Handler<Opened> for DataActor {
+    type Result = ();
+
+    fn handle(&mut self, Opened(opened): Opened, _: &mut Self::Context) {
+        let DataLink { link, node, peer, inlet, room, keep } = *opened;
+        self.parts.exchange.handle_link(link, node, room, Instant::now());
+        self.links.insert(link, Link { peer, inlet: Some(inlet), keep });
+    }
+}
+
+impl Handler<Published> for DataActor {
+    type Result = ();
+
+    fn handle(&mut self, Published(placement): Published, _: &mut Self::Context) {
+        self.parts.exchange.handle_placement(placement, Instant::now());
+    }
+}
+
+impl Handler<Submit> for DataActor {
+    type Result = MessageResult<Submit>;
+
+    fn handle(&mut self, Submit(submission): Submit, _: &mut Self::Context) -> Self::Result {
+        let id = RequestId(self.request_next);
+        self.request_next += 1;
+        self.take(id, submission);
+        MessageResult(id)
+    }
+}
+
+impl Handler<Cancel> for DataActor {
+    type Result = ();
+
+    fn handle(&mut self, Cancel(id): Cancel, _: &mut Self::Context) {
+        self.give_up(id);
+    }
+}
+
+impl Handler<Ask> for DataActor {
+    type Result = MessageResult<Ask>;
+
+    fn handle(&mut self, _: Ask, _: &mut Self::Context) -> Self::Result {
+        let running = self.running.iter().flatten().count();
+        let report = Report {
+            running,
+            waiting: self.waiting.len(),
+            links: self.links.len(),
+            ..self.report.clone()
+        };
+        MessageResult(report)
+    }
+}
+
+/// The task of the actor: polled whenever a message, a frame, an answer of the trunk or a deadline has come.
+struct Pump;
+
+impl ActorFuture<DataActor> for Pump {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        actor: &mut DataActor,
+        _: &mut Context<DataActor>,
+        task: &mut TaskContext<'_>,
+    ) -> Poll<()> {
+        actor.pump(task);
+        Poll::Pending
+    }
+}

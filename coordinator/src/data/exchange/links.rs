@@ -1,0 +1,172 @@
+//! Links: how much may be under way on each, and who waits to send on it.
+//!
+//! Pure. On a link the actors that something waits for stand in lanes, one for each layer, because a frame is of one
+//! layer; lanes take turns.
+
+use transport::wire::groups::{dispatch_table_bytes, return_table_bytes};
+use transport::wire::{HEADER_BYTES, charge};
+
+use super::NONE;
+use super::interface::{ExchangeSettings, LinkRoom};
+use crate::data::ids::LinkId;
+use crate::placement::NodeId;
+
+/// The actors of one layer that may send on a link.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lane {
+    pub(super) first: u32,
+    pub(super) last: u32,
+    /// The next lane of the link.
+    next: u32,
+    is_listed: bool,
+}
+
+const NO_LANE: Lane = Lane { first: NONE, last: NONE, next: NONE, is_listed: false };
+
+/// One session with one node.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) id: LinkId,
+    pub(super) node: NodeId,
+    /// It may be sent on, until it has ended.
+    pub(super) is_open: bool,
+    pub(super) room: LinkRoom,
+    /// Rows of frames that one actor may have a part in: half of the credit, so that one that is slow leaves room
+    /// for the others.
+    pub(super) held_max: u32,
+    pub(super) out_used: u64,
+    pub(super) back_used: u64,
+    pub(super) open: u32,
+    /// The least that a frame takes.
+    out_min: u64,
+    back_min: u64,
+    payload_min: u64,
+    lanes: Vec<Lane>,
+    lane_first: u32,
+    lane_last: u32,
+    /// It stands among the links that frames are made for.
+    pub(super) is_active: bool,
+    /// Actors that came into a lane since the link was last found full, and are not the only ones of their expert.
+    pub(super) fresh: Vec<u32>,
+    pub(super) bytes_out: u64,
+    pub(super) bytes_back: u64,
+    pub(super) frames: u64,
+}
+
+/// What a group takes of `back_bytes` when it comes back alone.
+pub(super) fn back_bytes(rows: u64, return_row_bytes: u64) -> u64 {
+    (HEADER_BYTES + return_table_bytes(1)) as u64 + rows * return_row_bytes
+}
+
+/// The payload of a dispatch.
+pub(super) fn payload_bytes(groups: usize, indices: usize, rows: usize, row_bytes: u64) -> u64 {
+    dispatch_table_bytes(groups, indices) as u64 + rows as u64 * row_bytes
+}
+
+impl Link {
+    pub(super) fn new(id: LinkId, node: NodeId, room: LinkRoom, settings: &ExchangeSettings) -> Self {
+        let payload_min = payload_bytes(1, 1, 1, settings.row_bytes);
+        let held_max = room.out_bytes / 2 / settings.row_bytes.max(1);
+        Self {
+            id,
+            node,
+            is_open: true,
+            room,
+            held_max: u32::try_from(held_max).unwrap_or(u32::MAX).max(1),
+            out_used: 0,
+            back_used: 0,
+            open: 0,
+            out_min: charge(payload_min),
+            back_min: back_bytes(1, settings.return_row_bytes),
+            payload_min,
+            lanes: Vec::new(),
+            lane_first: NONE,
+            lane_last: NONE,
+            is_active: false,
+            fresh: Vec::new(),
+            bytes_out: 0,
+            bytes_back: 0,
+            frames: 0,
+        }
+    }
+
+    /// A row fits through it at all.
+    pub(super) fn carries_a_row(&self) -> bool {
+        self.room.out_bytes >= self.out_min
+            && self.room.back_bytes >= self.back_min
+            && self.room.payload_bytes >= self.payload_min
+            && self.room.dispatches > 0
+    }
+
+    /// A frame of one row may be sent now.
+    pub(super) fn has_room(&self) -> bool {
+        self.room.back_bytes.saturating_sub(self.back_used) >= self.back_min
+            && self.room.out_bytes.saturating_sub(self.out_used) >= self.out_min
+            && self.open < self.room.dispatches
+    }
+
+    /// The longest payload that may be sent now. There is room.
+    pub(super) fn payload_now(&self) -> u64 {
+        let left = self.room.out_bytes - self.out_used - HEADER_BYTES as u64;
+        // The largest power of two that is not above it: what a payload of that length is charged.
+        let whole = 1 << left.ilog2();
+        self.room.payload_bytes.min(whole)
+    }
+
+    /// The lane of a layer.
+    pub(super) fn lane(&self, layer: u32) -> Lane {
+        self.lanes.get(layer as usize).copied().unwrap_or(NO_LANE)
+    }
+
+    /// The same, to be changed; it takes its turn from now on.
+    pub(super) fn lane_listed(&mut self, layer: u32) -> &mut Lane {
+        if self.lanes.len() <= layer as usize {
+            self.lanes.resize(layer as usize + 1, NO_LANE);
+        }
+        if !self.lanes[layer as usize].is_listed {
+            self.append_lane(layer);
+        }
+        &mut self.lanes[layer as usize]
+    }
+
+    fn append_lane(&mut self, layer: u32) {
+        let last = std::mem::replace(&mut self.lane_last, layer);
+        match last {
+            NONE => self.lane_first = layer,
+            _ => self.lanes[last as usize].next = layer,
+        }
+        let lane = &mut self.lanes[layer as usize];
+        (lane.next, lane.is_listed) = (NONE, true);
+    }
+
+    /// The layer whose turn it is.
+    pub(super) fn lane_first(&mut self) -> Option<u32> {
+        while self.lane_first != NONE {
+            let layer = self.lane_first;
+            if self.lanes[layer as usize].first != NONE {
+                return Some(layer);
+            }
+            self.unlist_first();
+        }
+        None
+    }
+
+    fn unlist_first(&mut self) -> u32 {
+        let layer = self.lane_first;
+        let lane = &mut self.lanes[layer as usize];
+        lane.is_listed = false;
+        self.lane_first = lane.next;
+        if self.lane_first == NONE {
+            self.lane_last = NONE;
+        }
+        layer
+    }
+
+    /// The lane whose turn it was goes behind all others.
+    pub(super) fn rotate_lanes(&mut self) {
+        let layer = self.unlist_first();
+        if self.lanes[layer as usize].first != NONE {
+            self.append_lane(layer);
+        }
+    }
+}

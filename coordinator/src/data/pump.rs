@@ -1,0 +1,176 @@
+//! What comes to the data actor from outside its mailbox, and what its cores ask for.
+
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use transport::Frame;
+use transport::link::Ended;
+use transport::wire::Kind;
+use transport::wire::cluster::ActorId;
+use transport::wire::control::CloseReason;
+use transport::wire::groups::ReturnGroups;
+
+use super::actor::{DataActor, Observation};
+use super::exchange::{NOWHERE, Returned};
+use super::frames::Source;
+use super::ids::{LinkId, RowId};
+use super::landing::Landed;
+use super::trunk::Answer;
+
+impl DataActor {
+    /// Takes all that has come, then carries out what the cores ask for, until nothing is left to do.
+    pub(super) fn pump(&mut self, task: &mut Context<'_>) {
+        loop {
+            while self.poll_inputs(task) {}
+            let now = Instant::now();
+            self.parts.exchange.handle_timeout(now);
+            self.end_late(now);
+            if !self.carry_out(now) && !self.poll_timer(task) {
+                return;
+            }
+        }
+    }
+
+    /// True if anything came.
+    fn poll_inputs(&mut self, task: &mut Context<'_>) -> bool {
+        let mut came = false;
+        while let Poll::Ready(Some(answer)) = self.answers.poll_recv(task) {
+            self.take_answer(answer);
+            came = true;
+        }
+        let mut ended = Vec::new();
+        let links: Vec<LinkId> = self.links.keys().copied().collect();
+        for id in links {
+            loop {
+                let link = self.links.get_mut(&id).expect("only this task takes links away");
+                let Some(inlet) = &mut link.inlet else { break };
+                match inlet.poll_receive(task) {
+                    Poll::Ready(Ok(Some(frame))) => {
+                        self.take_frame(id, frame);
+                        came = true;
+                    }
+                    Poll::Ready(Ok(None)) => {
+                        ended.push((id, None));
+                        link.inlet = None;
+                    }
+                    Poll::Ready(Err(why)) => {
+                        ended.push((id, Some(why)));
+                        link.inlet = None;
+                    }
+                    Poll::Pending => break,
+                }
+            }
+        }
+        for (id, why) in ended {
+            self.end_link(id, why.as_ref());
+            came = true;
+        }
+        came
+    }
+
+    /// Sets the timer to what the cores wait for; true if that is over.
+    fn poll_timer(&mut self, task: &mut Context<'_>) -> bool {
+        let exchange = self.parts.exchange.poll_timeout();
+        let deadline = self.deadlines.keys().next().map(|(at, _)| *at);
+        let Some(at) = exchange.into_iter().chain(deadline).min() else { return false };
+        let at = tokio::time::Instant::from_std(at);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        if timer.deadline() != at {
+            timer.as_mut().reset(at);
+        }
+        std::future::Future::poll(timer.as_mut(), task).is_ready()
+    }
+
+    fn take_answer(&mut self, answer: Answer) {
+        match answer {
+            Answer::Chosen { stage, experts, rows } => {
+                let out = self.parts.stages[stage].out.expect("only such stages choose");
+                self.parts.flow.handle_sent();
+                // Those whose sequence has left meanwhile go nowhere.
+                let mut wanted: Vec<RowId> = Vec::with_capacity(self.computing.len());
+                let mut chosen: Vec<u32> = Vec::with_capacity(experts.len());
+                for (index, (row, experts)) in self.computing.iter().zip(experts.chunks_exact(out.top_k)).enumerate() {
+                    if self.parts.flow.is_out(*row) {
+                        self.sources[row.0 as usize] = Some(Source { rows: rows.clone(), index: index as u32 });
+                        wanted.push(*row);
+                        chosen.extend_from_slice(experts);
+                    }
+                }
+                let now = Instant::now();
+                let deadline = now + self.parts.dispatch_max;
+                let layer = out.layer as u32;
+                self.parts.exchange.handle_chosen(layer, &wanted, out.top_k, &chosen, deadline, now);
+            }
+            Answer::Done { work, sampled } => {
+                self.spare = work;
+                self.parts.flow.handle_attended();
+                self.report.batches += 1;
+                self.report.rows += self.computing.len() as u64;
+                for sampled in sampled {
+                    self.take_sampled(sampled);
+                }
+            }
+        }
+    }
+
+    fn take_frame(&mut self, link: LinkId, frame: Frame) {
+        self.report.returned_frames += 1;
+        self.report.returned_bytes += frame.payload.len() as u64;
+        if let Err(breach) = self.take_return(link, frame)
+            && let Some(link) = self.links.get(&link)
+        {
+            // Its lane ends, and with it all that was sent on it.
+            link.peer.close(CloseReason::Broken(breach));
+        }
+    }
+
+    fn take_return(&mut self, id: LinkId, frame: Frame) -> Result<(), String> {
+        let header = frame.header;
+        let shape = self.parts.shape;
+        if header.kind != Kind::Return {
+            return Err(format!("a {:?} frame to a coordinator", header.kind));
+        }
+        if header.rows > 0 && (header.element != shape.element || header.columns != shape.columns) {
+            let (found, columns) = (header.element, header.columns);
+            return Err(format!("rows of {columns} {found:?}, sent were {} {:?}", shape.columns, shape.element));
+        }
+        let link = self.links.get(&id).expect("its frame has just come");
+        let rows = link.keep.take(frame, &self.parts.buffers);
+        let groups = ReturnGroups::read(&header, rows.payload()).map_err(|why| why.to_string())?;
+        let now = Instant::now();
+        for (group, places, _) in groups.iter() {
+            if let Some(reason) = group.refused {
+                self.parts.exchange.handle_refused(id, group.dispatch, reason, now);
+                continue;
+            }
+            match self.parts.exchange.handle_return(id, group.dispatch, group.rows, now) {
+                Returned::Taken(slots) => {
+                    let row_bytes = shape.row_bytes() as u32;
+                    let first = header.table_bytes + places.start * row_bytes;
+                    for (row, slot) in (0..).zip(slots).filter(|(_, slot)| **slot != NOWHERE) {
+                        let landed = Landed { rows: rows.clone(), at: first + row * row_bytes };
+                        self.slots[slot.0 as usize] = Some(landed);
+                    }
+                }
+                Returned::Dropped => {}
+                Returned::Breach { actor, expected } => {
+                    let ActorId { layer, expert, .. } = actor;
+                    let found = group.rows;
+                    return Err(format!("{found} rows of expert {expert} of layer {layer}, sent were {expected}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end_link(&mut self, id: LinkId, why: Option<&Ended>) {
+        match why {
+            Some(why) => tracing::warn!(link = %id, %why, "link ended"),
+            None => tracing::info!(link = %id, "link drained"),
+        }
+        self.links.remove(&id);
+        self.parts.exchange.handle_link_ended(id, Instant::now());
+        // The control plane may have gone already, when the program ends.
+        let _ = self.observe.send(Observation::LinkEnded(id));
+    }
+}

@@ -1,0 +1,409 @@
+//! The trunk's thread: it owns the trunk, the KV cache and the residual of every row, and computes batches.
+//!
+//! A shell: what is computed next is decided by `Flow`, which pages there are by the scheduler. It hears of
+//! sequences and batches through one channel and answers each batch twice: with the experts that its rows chose
+//! as soon as they are known, and again when it is free, so that rows travel while shared experts are computed.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use model::attention::Span;
+use model::kernel::{RowType, RowsRef};
+use model::kv::{KvCache, Sequence};
+use model::pool::Pool;
+use model::rows::RowBuffer;
+use model::sampler::{self, Logprobs, Sampling, SamplingError};
+use model::share::share;
+use model::trunk::{RowValues, Trunk, Workspace};
+use transport::buffer::{Payload, Pool as Buffers};
+
+use super::flow::BatchRun;
+use super::ids::{RowId, SequenceId};
+use super::landing::Landed;
+use super::stage::{Stage, stages, top_k_max};
+
+/// Orders that may wait for the thread: one batch, and the beginnings and ends of many sequences.
+const ORDERS_MAX: usize = 4096;
+
+/// A sequence that begins.
+#[derive(Debug)]
+pub struct Begin {
+    /// Its place.
+    pub sequence: SequenceId,
+    /// All ids of the prompt.
+    pub prompt: Vec<u32>,
+    /// Tokens that it has already, after the prompt: of a sequence that was preempted.
+    pub tokens: Vec<u32>,
+    /// How to choose.
+    pub sampling: Sampling,
+    /// Report so many alternatives with each token.
+    pub logprobs: Option<usize>,
+}
+
+/// A batch to be computed. Its buffers come back with the answer.
+#[derive(Debug, Default)]
+pub struct Work {
+    /// The stage.
+    pub stage: usize,
+    /// Its rows.
+    pub rows: Vec<RowId>,
+    /// The same as runs of positions.
+    pub runs: Vec<BatchRun>,
+    /// What returned for each (row, rank) of the stage before, row-major; empty at the first stage.
+    pub landed: Vec<Option<Landed>>,
+}
+
+/// What the thread is told.
+#[derive(Debug)]
+pub enum Order {
+    /// A sequence begins.
+    Begin(Box<Begin>),
+    /// It becomes longer: its pages were reserved.
+    Extend {
+        /// Which.
+        sequence: SequenceId,
+        /// By so many positions.
+        count: usize,
+    },
+    /// A batch.
+    Compute(Work),
+    /// A sequence has left: its pages are free.
+    Release(SequenceId),
+}
+
+/// A token that was sampled.
+#[derive(Debug)]
+pub struct Sampled {
+    /// For which sequence.
+    pub sequence: SequenceId,
+    /// The token, and what the model thought of it.
+    pub token: Result<(u32, Option<Logprobs>), SamplingError>,
+}
+
+/// What the thread answers.
+#[derive(Debug)]
+pub enum Answer {
+    /// The rows of the batch chose their experts.
+    Chosen {
+        /// The batch's stage.
+        stage: usize,
+        /// Experts by row and rank.
+        experts: Vec<u32>,
+        /// The rows as they enter the experts, in the order of the batch.
+        rows: Payload,
+    },
+    /// The batch is done, and the thread is free.
+    Done {
+        /// The batch's buffers.
+        work: Work,
+        /// Tokens sampled in it.
+        sampled: Vec<Sampled>,
+    },
+}
+
+/// What the thread is made of.
+pub struct Parts {
+    /// The trunk.
+    pub trunk: Trunk,
+    /// What computes.
+    pub pool: Arc<Pool>,
+    /// Pages for keys and values.
+    pub cache: KvCache,
+    /// Rows that may exist at once.
+    pub rows_max: usize,
+    /// Sequences that may exist at once.
+    pub sequences_max: usize,
+    /// Where rows that leave for experts are written.
+    pub buffers: Buffers,
+    /// Dense layers' feed-forwards have devices of their own.
+    pub dense_out: bool,
+}
+
+/// The handle of the thread. Dropped, it lets the thread end after what it was told.
+#[derive(Debug)]
+pub struct TrunkThread {
+    orders: Option<SyncSender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl TrunkThread {
+    /// Starts the thread. `answer` is called on it and must not wait.
+    pub fn start(parts: Parts, answer: impl FnMut(Answer) + Send + 'static) -> std::io::Result<Self> {
+        let (orders, told) = sync_channel(ORDERS_MAX);
+        let thread = std::thread::Builder::new()
+            .name("trunk".into())
+            .spawn(move || Worker::new(parts, answer).serve(&told))?;
+        Ok(Self { orders: Some(orders), thread: Some(thread) })
+    }
+
+    /// Tells the thread something. It waits only if thousands of sequences begin or end within one batch.
+    pub fn tell(&self, order: Order) {
+        let orders = self.orders.as_ref().expect("open until it is dropped");
+        assert!(orders.send(order).is_ok(), "the trunk's thread panicked");
+    }
+}
+
+impl Drop for TrunkThread {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic there was shown where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A sequence that is computed.
+struct State {
+    pages: Sequence,
+    prompt: Vec<u32>,
+    tokens: Vec<u32>,
+    sampling: Sampling,
+    logprobs: Option<usize>,
+}
+
+impl State {
+    fn token(&self, position: usize) -> u32 {
+        match self.prompt.get(position) {
+            Some(token) => *token,
+            None => self.tokens[position - self.prompt.len()],
+        }
+    }
+}
+
+struct Worker<A> {
+    trunk: Trunk,
+    pool: Arc<Pool>,
+    cache: KvCache,
+    buffers: Buffers,
+    work: Workspace,
+    stages: Vec<Stage>,
+    top_k_max: usize,
+    /// Residual of every row, `[rows_max][hidden]`.
+    residuals: Vec<f32>,
+    /// Weights of what every row chose last, `[rows_max][top_k_max]`.
+    weights: Vec<f32>,
+    sequences: Vec<Option<State>>,
+    batch_weights: Vec<f32>,
+    logits: Vec<f32>,
+    answer: A,
+}
+
+impl<A: FnMut(Answer)> Worker<A> {
+    fn new(parts: Parts, answer: A) -> Self {
+        let Parts { trunk, pool, cache, rows_max, sequences_max, buffers, dense_out } = parts;
+        pool.pin_caller();
+        let stages = stages(trunk.spec(), dense_out);
+        let top_k_max = top_k_max(&stages);
+        Self {
+            work: Workspace::new(trunk.kernels()),
+            residuals: vec![0.0; rows_max * trunk.spec().hidden],
+            weights: vec![0.0; rows_max * top_k_max],
+            sequences: std::iter::repeat_with(|| None).take(sequences_max).collect(),
+            batch_weights: Vec::new(),
+            logits: Vec::new(),
+            top_k_max,
+            stages,
+            trunk,
+            pool,
+            cache,
+            buffers,
+            answer,
+        }
+    }
+
+    fn serve(mut self, told: &Receiver<Order>) {
+        while let Ok(order) = told.recv() {
+            match order {
+                Order::Begin(begin) => self.begin(*begin),
+                Order::Extend { sequence, count } => {
+                    let state = self.sequences[sequence.0 as usize].as_mut().expect("it has begun");
+                    self.cache.extend(&mut state.pages, count).expect("the scheduler reserved the pages");
+                }
+                Order::Compute(work) => self.compute(work),
+                Order::Release(sequence) => {
+                    if let Some(state) = self.sequences[sequence.0 as usize].take() {
+                        self.cache.release(state.pages);
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, begin: Begin) {
+        let Begin { sequence, prompt, tokens, sampling, logprobs } = begin;
+        let place = &mut self.sequences[sequence.0 as usize];
+        assert!(place.is_none(), "{sequence} has not left");
+        *place = Some(State { pages: Sequence::default(), prompt, tokens, sampling, logprobs });
+    }
+
+    fn compute(&mut self, mut batch: Work) {
+        let stage = self.stages[batch.stage].clone();
+        // Taken out so that spans may borrow them while the cache is written.
+        let sequences = std::mem::take(&mut self.sequences);
+        let spans: Vec<Span<'_>> = batch
+            .runs
+            .iter()
+            .map(|run| Span {
+                sequence: &sequences[run.sequence.0 as usize].as_ref().expect("it has not left").pages,
+                start: run.start as usize,
+                rows: run.rows.start as usize..run.rows.end as usize,
+            })
+            .collect();
+        if batch.stage == 0 {
+            let tokens = tokens_of(&sequences, &batch.runs);
+            self.trunk.embed(&mut self.work, &tokens, &spans);
+        } else {
+            self.gather(&batch.rows);
+            self.combine(&batch);
+            self.trunk.rotate(&mut self.work, &spans);
+        }
+        // What returned is in the residuals now: the frames' room goes back to the nodes.
+        batch.landed.clear();
+        for layer in stage.layers.clone() {
+            self.trunk.attend(&self.pool, &mut self.work, layer, &mut self.cache, &spans);
+            let goes_out = self.trunk.gate(&self.pool, &mut self.work, layer);
+            if goes_out {
+                self.tell_chosen(&batch);
+            }
+            self.trunk.forward(&self.pool, &mut self.work, layer);
+            if goes_out {
+                self.trunk.add_shared(&mut self.work);
+            }
+        }
+        drop(spans);
+        self.sequences = sequences;
+        let sampled = match stage.out {
+            Some(_) => {
+                self.scatter(&batch.rows);
+                Vec::new()
+            }
+            None => self.sample(&batch.runs),
+        };
+        (self.answer)(Answer::Done { work: batch, sampled });
+    }
+
+    /// Brings the residuals of the batch's rows together.
+    fn gather(&mut self, rows: &[RowId]) {
+        let hidden = self.trunk.spec().hidden;
+        self.work.hidden.clear();
+        for row in rows {
+            self.work.hidden.extend_from_slice(&self.residuals[row.0 as usize * hidden..][..hidden]);
+        }
+    }
+
+    fn scatter(&mut self, rows: &[RowId]) {
+        let hidden = self.trunk.spec().hidden;
+        for (row, residual) in rows.iter().zip(self.work.hidden.chunks_exact(hidden)) {
+            self.residuals[row.0 as usize * hidden..][..hidden].copy_from_slice(residual);
+        }
+    }
+
+    fn combine(&mut self, batch: &Work) {
+        let before = self.stages[batch.stage - 1].out.expect("rows come back from experts");
+        let (top_k, hidden) = (before.top_k, self.trunk.spec().hidden);
+        self.batch_weights.clear();
+        for row in &batch.rows {
+            self.batch_weights.extend_from_slice(&self.weights[row.0 as usize * self.top_k_max..][..top_k]);
+        }
+        let row_type = self.trunk.kernels().class().row_type();
+        let landed = |entry: usize| {
+            let landed = batch.landed[entry].as_ref().expect("a whole row has all that was sent for it");
+            row_values(landed, row_type, hidden)
+        };
+        self.trunk.combine_landed(&self.pool, &mut self.work, top_k, &self.batch_weights, landed);
+    }
+
+    /// Keeps the weights of what was chosen, and sends the rows on their way.
+    fn tell_chosen(&mut self, batch: &Work) {
+        let choices = &self.work.choices;
+        for (row, weights) in batch.rows.iter().zip(choices.weights.chunks_exact(choices.top_k)) {
+            self.weights[row.0 as usize * self.top_k_max..][..choices.top_k].copy_from_slice(weights);
+        }
+        let rows = bytes_of(&self.work.rows, &self.buffers);
+        (self.answer)(Answer::Chosen { stage: batch.stage, experts: choices.experts.clone(), rows });
+    }
+
+    fn sample(&mut self, runs: &[BatchRun]) -> Vec<Sampled> {
+        let runs: Vec<&BatchRun> = runs.iter().filter(|run| run.samples).collect();
+        if runs.is_empty() {
+            return Vec::new();
+        }
+        let rows: Vec<usize> = runs.iter().map(|run| run.rows.end as usize - 1).collect();
+        self.trunk.logits(&self.pool, &mut self.work, &rows, &mut self.logits);
+        let vocab = self.trunk.spec().vocab;
+        let sampled: Vec<Mutex<Option<Sampled>>> = runs.iter().map(|_| Mutex::new(None)).collect();
+        let items = runs.iter().zip(self.logits.chunks_exact(vocab)).zip(&sampled);
+        let sequences = &self.sequences;
+        share(&self.pool, items, |((run, logits), to)| {
+            let state = sequences[run.sequence.0 as usize].as_ref().expect("it has not left");
+            let position = u64::from(run.start) + u64::from(run.rows.end - run.rows.start);
+            let token = choose(state, logits, position);
+            *to.lock().unwrap_or_else(PoisonError::into_inner) = Some(Sampled { sequence: run.sequence, token });
+        });
+        let sampled: Vec<Sampled> = sampled
+            .into_iter()
+            .filter_map(|place| place.into_inner().unwrap_or_else(PoisonError::into_inner))
+            .collect();
+        for Sampled { sequence, token } in &sampled {
+            if let (Some(state), Ok((token, _))) = (&mut self.sequences[sequence.0 as usize], token) {
+                state.tokens.push(*token);
+            }
+        }
+        sampled
+    }
+}
+
+/// The token at `position`, and what the model thought of it.
+fn choose(
+    state: &State,
+    logits: &[f32],
+    position: u64,
+) -> Result<(u32, Option<Logprobs>), SamplingError> {
+    let token = sampler::choose(logits, &state.prompt, &state.tokens, &state.sampling, position)?.token;
+    let logprobs = state.logprobs.map(|count| sampler::logprobs(logits, token, count)).transpose()?;
+    Ok((token, logprobs))
+}
+
+fn tokens_of(sequences: &[Option<State>], runs: &[BatchRun]) -> Vec<u32> {
+    let mut tokens = Vec::new();
+    for run in runs {
+        let state = sequences[run.sequence.0 as usize].as_ref().expect("it has not left");
+        let positions = run.start..run.start + (run.rows.end - run.rows.start);
+        tokens.extend(positions.map(|position| state.token(position as usize)));
+    }
+    tokens
+}
+
+/// The bytes of rows, in a buffer that frames are made of.
+fn bytes_of(rows: &RowBuffer, buffers: &Buffers) -> Payload {
+    let values = rows.rows() * rows.columns();
+    let take = |bytes: usize| buffers.take(bytes).expect("the pool was made for all rows that may exist");
+    match rows.view() {
+        RowsRef::Bf16 { data, .. } => {
+            let mut buffer = take(2 * values);
+            buffer.as_u16_mut().expect("buffers are aligned").copy_from_slice(&data[..values]);
+            buffer.into()
+        }
+        RowsRef::F32 { data, .. } => {
+            let mut buffer = take(4 * values);
+            buffer.as_f32_mut().expect("buffers are aligned").copy_from_slice(&data[..values]);
+            buffer.into()
+        }
+    }
+}
+
+fn row_values(landed: &Landed, row_type: RowType, hidden: usize) -> RowValues<'_> {
+    let at = landed.at as usize;
+    match row_type {
+        RowType::Bf16 => {
+            let values = landed.rows.payload().as_u16().expect("rows of two bytes, aligned");
+            RowValues::Bf16(&values[at / 2..][..hidden])
+        }
+        RowType::F32 => {
+            let values = landed.rows.payload().as_f32().expect("rows of four bytes, aligned");
+            RowValues::F32(&values[at / 4..][..hidden])
+        }
+    }
+}
