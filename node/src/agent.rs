@@ -17,6 +17,7 @@ use model::family;
 use model::spec::Spec;
 use model::weights::{Digest, ExpertId};
 use tokio::sync::{oneshot, watch};
+use transport::link::TellRefused;
 use transport::peer::Peer;
 use transport::wire::cluster::{
     ActorId, Assignment, Cluster, Hold, Join, Joined, Load, ToCoordinator, ToNode,
@@ -96,12 +97,17 @@ impl Session {
     /// Says what can be said now.
     fn say_on(&mut self) {
         while let Some(what) = self.unsaid.pop_front() {
-            if let Err(why) = self.peer.tell(Cluster::ToCoordinator(what.clone())) {
-                if self.peer.ended().is_none() {
-                    tracing::debug!(peer = ?self.peer, %why, "said later");
+            match self.peer.tell(Cluster::ToCoordinator(what.clone())) {
+                Ok(()) => {}
+                Err(TellRefused::Full { .. }) => {
                     self.unsaid.push_front(what);
+                    return;
                 }
-                return;
+                // Only an end of the link, which is told elsewhere, or a message that no time mends.
+                Err(why) if self.peer.ended().is_none() => {
+                    tracing::warn!(peer = ?self.peer, %why, "not said to the coordinator");
+                }
+                Err(_) => return,
             }
         }
     }
@@ -247,9 +253,8 @@ impl Agent {
         if model.shards != 1 || shard != 0 {
             return Err(format!("shard {shard} of {}: this node computes whole experts only", model.shards));
         }
-        let experts = model.spec.moe(layer as usize).map_or(0, |moe| moe.experts);
-        if expert as usize >= experts {
-            return Err(format!("the model has {experts} experts in layer {layer}"));
+        if !model.spec.has_expert(layer as usize, expert as usize) {
+            return Err(format!("the model has no expert {expert} in layer {layer}"));
         }
         let Some(source) = &model.source else {
             return Err("this node has no copy of the checkpoint; start it with --model DIR".to_owned());

@@ -3,13 +3,15 @@
 //! It may import `model` and `transport`, never `coordinator`. Modules stand in the order in which a dispatch meets
 //! them; cores (`batcher`, `holdings`, `restarts`) are pure, the others are shells.
 //!
-//!     receive     the data lane of a link: checks a dispatch, hands its groups to actors
-//!     directory   by name
-//!     group       rows of one dispatch for one actor
-//!     expert      one actor: mailbox -> batcher -> device
-//!     batcher     which groups are computed together
-//!     device      computes what all actors of its pool have handed over
-//!     returns     the way back over the link
+//! | module | what it does with a dispatch |
+//! |---|---|
+//! | `receive` | the data lane of a link: checks the frame, hands its groups to actors |
+//! | `directory` | finds them by name |
+//! | `group` | rows of one dispatch for one actor, on their way |
+//! | `expert` | one actor: mailbox, batcher, device |
+//! | `batcher` | which groups are computed together |
+//! | `device` | computes what all actors of its pool have handed over |
+//! | `returns` | the way back over the link |
 //!
 //! Beside them stand who keeps actors alive (`supervisor`, `restarts`), who brings weights (`loader`, `source`), and
 //! the node itself, which obeys coordinators (`agent`, `session`, `holdings`).

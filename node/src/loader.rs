@@ -136,9 +136,8 @@ impl Shared {
 fn load(kernels: Kernels, errand: &Errand) -> Result<Arc<Block>, String> {
     let Errand { expert, digest, .. } = *errand;
     let Fetched { opened, known } = errand.source.fetch(expert, digest)?;
-    let experts = opened.spec.moe(expert.layer as usize).map_or(0, |moe| moe.experts);
-    if expert.expert as usize >= experts {
-        return Err(format!("the model has {experts} experts in layer {}", expert.layer));
+    if !opened.spec.has_expert(expert.layer as usize, expert.expert as usize) {
+        return Err(format!("the model has no expert {expert}"));
     }
     let plan = ExpertPlan::new(&opened.checkpoint, &opened.spec, expert).map_err(in_words)?;
     let bytes = plan.bytes(kernels.class().row_type() == RowType::F32) as u64;
