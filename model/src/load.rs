@@ -14,7 +14,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Reader};
 use crate::config::{Config, ConfigError};
 use crate::family;
 use crate::kernel::{Kernels, Matrix, Region, RowType};
-use crate::spec::Spec;
+use crate::spec::{ShardsError, Spec};
 use crate::weights::{
     Block, Digest, Embedding, ExpertId, ExpertPlan, Manifest, TrunkLayer, TrunkPlan, TrunkWeights,
 };
@@ -77,6 +77,11 @@ impl Opened {
     /// A model of this specification and these weights.
     pub fn new(spec: Spec, checkpoint: Checkpoint, config_digest: Digest) -> Self {
         Self { spec: Arc::new(spec), checkpoint, config_digest, dense_out: false }
+    }
+
+    /// The same model with every expert cut into `shards`.
+    pub fn with_shards(self, shards: usize) -> Result<Self, ShardsError> {
+        Ok(Self { spec: Arc::new(Spec::clone(&self.spec).with_shards(shards)?), ..self })
     }
 
     /// The same model with the feed-forwards of its dense layers as experts, or as parts of the trunk.
