@@ -3,6 +3,7 @@
 //! It may import `model` and `transport`, never `node`. [`data`] is the way of a token, [`placement`] what the
 //! control plane tells it.
 
+pub mod control;
 pub mod data;
 pub mod generation;
 pub mod placement;

@@ -1,0 +1,17 @@
+//! Who is in the cluster, who holds what, and when that changes: the control plane.
+//!
+//! Everything here is a core: events in, actions out, time an argument. The control actor strings them together:
+//!
+//! ```text
+//! links --> membership --> Cluster --+
+//!                                    +--> policy::place --> wanted Placement --> publisher --> Hold, Placement
+//! loads --> load --> Statistics -----+                                              ^
+//!             +-----> rebalance ----------------------------------------------------+
+//! ```
+//!
+//! The data plane reads the published [`Placement`](crate::placement::Placement) and sends observations back.
+//! Nothing else crosses.
+
+pub mod cluster;
+pub mod diff;
+pub mod policy;
