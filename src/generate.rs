@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{ArgGroup, Args};
 use coordinator::generation::{FinishReason, Generation, Request, Token};
+use coordinator::texts::Texts;
 use model::kv::Sequence;
 use model::plain::{StepError, Unobserved, check_context, check_tokens};
 use model::sampler::{Sampling, SamplingFields};
@@ -13,7 +14,7 @@ use serde_json::json;
 use crate::Failure;
 use crate::arguments::{ModelArguments, Tokens, token_ids};
 use crate::output::show;
-use crate::session::{self, Session, Texts};
+use crate::session::{self, Session};
 
 /// Tokens of an answer where neither the command line nor the model says.
 const TOKENS_MAX: usize = 256;
@@ -175,13 +176,7 @@ impl Generate {
         if tokens_max == 0 {
             return Err("--max-tokens 0: an answer has at least one token".into());
         }
-        let mut end_ids = Vec::new();
-        if !self.ignore_eos {
-            end_ids.clone_from(&texts.defaults.eos_ids);
-            if end_ids.is_empty() {
-                end_ids.extend(texts.tokenizer.as_ref().and_then(|t| t.eos_id()));
-            }
-        }
+        let end_ids = if self.ignore_eos { Vec::new() } else { texts.end_ids() };
         Ok(Request {
             prompt,
             sampling,
@@ -284,14 +279,12 @@ pub(crate) fn answer(
     chat: &str,
     tokens_max: usize,
 ) -> Result<String, Failure> {
-    let mut end_ids = texts.defaults.eos_ids.clone();
     let tokenizer = texts.tokenizer()?;
-    end_ids.extend(tokenizer.eos_id());
     let request = Request {
         prompt: chat_ids(texts, None, chat)?,
         sampling: Sampling::greedy(),
         tokens_max,
-        end_ids,
+        end_ids: texts.end_ids(),
         logprobs: None,
     };
     let mut generation = Generation::new(request, Some(tokenizer.stream(true)), StopStream::new(Vec::new())?);
