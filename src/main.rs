@@ -8,6 +8,7 @@ mod forward;
 mod generate;
 mod inspect;
 mod output;
+mod serve;
 mod session;
 
 use std::path::PathBuf;
@@ -38,6 +39,8 @@ enum Command {
     Forward(forward::Forward),
     /// What a checkpoint is, and what it needs.
     Inspect(inspect::Inspect),
+    /// Serve a model: a coordinator with nodes in this process or from outside, behind an HTTP API.
+    Serve(Box<serve::Serve>),
     /// Make a cluster's authority, certificates of peers and join tokens, and look at them.
     #[command(subcommand)]
     Certs(certs::Certs),
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Some(Command::Generate(command)) => command.run(),
         Some(Command::Forward(command)) => command.run(),
         Some(Command::Inspect(command)) => command.run(),
+        Some(Command::Serve(command)) => command.run(),
         Some(Command::Certs(command)) => command.run(),
         Some(Command::Bench(command)) => command.run(),
     };

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use coordinator::api::{self, App, Served};
 use coordinator::control::membership::MembershipSettings;
+use coordinator::control::placer::PlacerSettings;
 use coordinator::control::policy::{Constraints, Policy};
 use coordinator::data::flow::Forwarding;
 use coordinator::data::start::DataSettings;
@@ -40,6 +41,8 @@ use crate::session;
 const EMBEDDED_NODES: u32 = 4;
 /// Name of the coordinator, and the embedded nodes' door.
 const NAME: &str = "coordinator";
+/// How long nodes are waited for before experts are placed on those that are there.
+const START_WINDOW: Duration = Duration::from_secs(2);
 /// A cluster without certificates.
 const UNNAMED_CLUSTER: ClusterId = ClusterId([0; 16]);
 /// Windows that the buffers of links have room for, beside those of embedded nodes.
@@ -188,8 +191,12 @@ impl Serve {
             name,
             cluster,
             data: self.data_settings(),
-            policy: self.policy,
-            constraints: self.constraints(),
+            placer: PlacerSettings {
+                policy: self.policy,
+                constraints: self.constraints(),
+                nodes_min: self.embedded() as usize,
+                start_window: START_WINDOW,
+            },
             limits,
             membership: MembershipSettings {
                 checkpoint: Some(*opened.config_digest.0.as_bytes()),
@@ -335,6 +342,7 @@ impl Serve {
             buffers: Buffers::new(4 * limits.window_bytes.data),
             batch_rows_max: BATCH_ROWS_MAX,
             leave_max: LEAVE_MAX,
+            links: None,
         })
     }
 }

@@ -23,7 +23,7 @@ use crate::api::{Backend, Health, Soon};
 use crate::control::actor::{ControlActor, ControlParts};
 use crate::control::cluster::Demand;
 use crate::control::membership::{Membership, MembershipSettings};
-use crate::control::policy::{Constraints, Policy};
+use crate::control::placer::{Placer, PlacerSettings};
 use crate::control::publisher::Publisher;
 use crate::control::store::TermStore;
 use crate::control::view;
@@ -42,10 +42,8 @@ pub struct Settings {
     pub admission: Admission,
     /// Limits of the data plane.
     pub data: DataSettings,
-    /// How experts are laid out.
-    pub policy: Policy,
-    /// What a layout may not break.
-    pub constraints: Constraints,
+    /// When and how experts are laid out.
+    pub placer: PlacerSettings,
     /// Bounds of links.
     pub limits: Limits,
     /// How nodes are admitted.
@@ -139,8 +137,7 @@ pub fn start(
     let parts = ControlParts {
         membership: Membership::new(settings.membership.clone(), stored, now),
         publisher: Publisher::new(demand.clone()),
-        policy: settings.policy,
-        constraints: settings.constraints.clone(),
+        placer: Placer::new(settings.placer.clone(), now),
         demand,
         limits: settings.limits,
         config: settings.config.clone(),

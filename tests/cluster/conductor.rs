@@ -173,6 +173,7 @@ fn start_node(
         buffers: Buffers::new(1 << 30),
         batch_rows_max: BATCH_ROWS_MAX,
         leave_max: LEAVE_MAX,
+        links: None,
     };
     node::start(runtime, settings).unwrap()
 }

@@ -4,28 +4,26 @@
 //! timer, and decides nothing.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture};
-use model::load::Opened as Checkpoint;
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message};
 use model::weights::{ExpertId, Manifest};
 use tokio::sync::mpsc;
 use transport::Limits;
 use transport::link::Ended;
 use transport::peer::{Arrived, Inlet, Listener, Notice, Notices, Opened, Peer};
-use transport::wire::cluster::{Assignment, Cluster as Said, Epoch, Joined, Load, ToCoordinator, ToNode};
+use transport::wire::cluster::{ActorId, Assignment, Cluster as Said, Hold, Joined, Load, ToCoordinator, ToNode};
 use transport::wire::control::CloseReason;
 
 use super::cluster::{Demand, Statistics};
 use super::membership::{self, Joining, Membership};
-use super::policy::{Constraints, Policy, Request, place};
+use super::placer::{Facts, Placer};
 use super::publisher::{self, Publisher};
 use super::store::TermStore;
 use crate::data::actor::{DataActor, DataLink, Observation, Opened as LinkOpened, Published};
 use crate::data::ids::LinkId;
 use crate::data::start::room;
-use crate::placement::{NodeId, Placement};
+use crate::placement::NodeId;
 use crate::weights::{LinkWeights, Weights};
 
 /// How often statistics and loads are looked at.
@@ -37,10 +35,8 @@ pub struct ControlParts {
     pub membership: Membership,
     /// What was promised to whom.
     pub publisher: Publisher,
-    /// How experts are laid out.
-    pub policy: Policy,
-    /// What a layout may not break.
-    pub constraints: Constraints,
+    /// When and how experts are laid out.
+    pub placer: Placer,
     /// What has to be laid out.
     pub demand: Demand,
     /// Our own bounds of links.
@@ -99,8 +95,6 @@ pub struct ControlActor {
     link_next: u32,
     pub(super) statistics: Statistics,
     pub(super) loads: BTreeMap<NodeId, Vec<Load>>,
-    /// Why there is no placement, if the last that was wanted could not be had.
-    pub(super) refused: Option<String>,
     /// Every expert has had a holder once.
     pub(super) has_served: bool,
 }
@@ -114,7 +108,6 @@ impl ControlActor {
             link_next: 0,
             statistics: Statistics::default(),
             loads: BTreeMap::new(),
-            refused: None,
             has_served: false,
         }
     }
@@ -197,7 +190,7 @@ impl ControlActor {
     }
 
     /// An actor that does not stand counts as a device that is lost.
-    fn lose_device(&mut self, node: NodeId, actor: transport::wire::cluster::ActorId) {
+    fn lose_device(&mut self, node: NodeId, actor: ActorId) {
         let seat = self.parts.publisher.published().actors().find(|(at, seat)| *at == actor && seat.node == node);
         if let Some((_, seat)) = seat {
             tracing::error!(%node, device = seat.device, "device lost");
@@ -239,7 +232,7 @@ impl ControlActor {
             }
         }
         let is_served = self.parts.publisher.standing().missing == 0;
-        self.has_served |= is_served && self.parts.publisher.term_is_taken();
+        self.has_served |= is_served && self.parts.publisher.published().epoch.number > 0;
         self.release_leavers(context);
     }
 
@@ -295,36 +288,29 @@ impl ControlActor {
 
     /// Wants the placement that suits the cluster as it is.
     fn lay_out(&mut self) {
+        let now = Instant::now();
         let cluster = self.parts.membership.cluster();
-        let constraints =
-            Constraints { banned: self.parts.publisher.banned().clone(), ..self.parts.constraints.clone() };
         let previous = self.parts.publisher.previous();
-        let request = Request {
+        let facts = Facts {
             demand: &self.parts.demand,
             cluster: &cluster,
             statistics: &self.statistics,
-            constraints: &constraints,
-            previous: Some(&previous),
+            previous: &previous,
+            banned: self.parts.publisher.banned(),
         };
-        match place(self.parts.policy, &request) {
-            Ok(placement) => {
-                self.refused = None;
-                self.parts.publisher.handle_wanted(placement);
-            }
-            Err(why) => {
-                let why = why.to_string();
-                if self.refused.as_ref() != Some(&why) {
-                    tracing::warn!(%why, "no placement yet");
-                }
-                self.refused = Some(why);
-            }
+        let refused = self.parts.placer.refused().map(ToString::to_string);
+        if let Some(placement) = self.parts.placer.handle_changed(facts, now) {
+            self.parts.publisher.handle_wanted(placement);
+        }
+        if let Some(why) = self.parts.placer.refused().map(ToString::to_string).filter(|why| Some(why) != refused.as_ref()) {
+            tracing::warn!(%why, "no placement");
         }
     }
 
     fn publish(&mut self, action: publisher::Action, context: &mut Context<Self>) {
         match action {
             publisher::Action::Tell { node, epoch, actors } => {
-                let assign = |(actor, device): (transport::wire::cluster::ActorId, u16)| {
+                let assign = |(actor, device): (ActorId, u16)| {
                     let id = ExpertId { layer: actor.layer, expert: actor.expert };
                     let digest = self.parts.manifest.experts.get(&id).map(|digest| *digest.0.as_bytes());
                     Assignment { actor, device, digest }
@@ -332,7 +318,7 @@ impl ControlActor {
                 let actors = actors.into_iter().map(assign).collect();
                 let link = self.sessions.keys().copied().find(|link| self.parts.membership.node(*link) == Some(node));
                 if let Some(link) = link {
-                    self.tell(link, ToNode::Hold(transport::wire::cluster::Hold { epoch, actors }));
+                    self.tell(link, ToNode::Hold(Hold { epoch, actors }));
                 }
             }
             publisher::Action::Publish(placement) => {
@@ -390,7 +376,7 @@ where
     M::Result: Send,
     DataActor: Handler<M>,
 {
-    context.spawn(data.send(message).into_actor(&()).map(|_, _, _| ()));
+    context.spawn(actix::fut::wrap_future::<_, ControlActor>(data.send(message)).map(|_, _, _| ()));
 }
 
 /// Hands on what is heard on a link, and then that it is over.
@@ -437,10 +423,14 @@ impl Actor for ControlActor {
 impl ControlActor {
     /// Wakes when membership wants it, and now and then.
     fn watch_time(&mut self, context: &mut Context<Self>) {
-        let due = self.parts.membership.poll_timeout();
+        let now = Instant::now();
+        let due = self.parts.membership.poll_timeout().into_iter().chain(self.parts.placer.poll_timeout(now)).min();
         let wait = due.map_or(LOOK_EVERY, |due| due.saturating_duration_since(Instant::now()).min(LOOK_EVERY));
         context.run_later(wait.max(Duration::from_millis(1)), |actor, context| {
             actor.parts.membership.handle_timeout(Instant::now());
+            if !actor.parts.placer.is_placed() {
+                actor.lay_out();
+            }
             actor.carry_out(context);
             actor.watch_time(context);
         });

@@ -50,7 +50,7 @@ impl ControlActor {
             let total = self.parts.demand.experts();
             let nodes = self.parts.membership.cluster().nodes().len();
             missing.push(format!("{} of {total} experts have no holder; nodes: {nodes}", standing.missing));
-            missing.extend(self.refused.clone());
+            missing.extend(self.parts.placer.refused().map(ToString::to_string));
             if standing.loading > 0 {
                 missing.push(format!("{} experts are being loaded", standing.loading));
             }
