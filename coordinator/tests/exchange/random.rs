@@ -555,7 +555,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Every slot is filled once, no bound is exceeded, something is always possible, and every row ends once.
     /// A case that failed is printed whole, and `PROPTEST_CASES` runs more of them.

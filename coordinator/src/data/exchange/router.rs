@@ -265,7 +265,7 @@ impl Router {
         }
         match best {
             None => {}
-            Some(((false, _), at)) => self.enter_lane(at),
+            Some(((false, _), at)) => self.enter_lane(at, true),
             Some(((true, _), _)) => self.offer_to_all(queue),
         }
     }
@@ -275,7 +275,7 @@ impl Router {
         for index in actors_first..actors_first + actors_len {
             let at = self.replicas[index as usize];
             if self.takes(&self.actors[at as usize]) {
-                self.enter_lane(at);
+                self.enter_lane(at, false);
             }
         }
     }
@@ -289,7 +289,7 @@ impl Router {
                 return;
             }
             if self.links[actor.link as usize].has_room() {
-                return self.enter_lane(reserved);
+                return self.enter_lane(reserved, true);
             }
             self.release(reserved);
         }
@@ -319,7 +319,7 @@ impl Router {
         let actor = &mut self.actors[at as usize];
         actor.is_reserved = true;
         if actor.open == 0 {
-            self.enter_lane(at);
+            self.enter_lane(at, true);
         }
     }
 
@@ -357,13 +357,12 @@ impl Router {
         }
     }
 
-    fn enter_lane(&mut self, at: u32) {
+    /// `is_only_one`: what waits is offered to nobody else, so it must be if this link turns out to be full.
+    fn enter_lane(&mut self, at: u32, is_only_one: bool) {
         let actor = &mut self.actors[at as usize];
         let (link_at, layer) = (actor.link, actor.id.layer);
         let link = &mut self.links[link_at as usize];
-        // Whoever stands there already has been offered to others; what is retried alone is offered anew.
-        let is_new = !actor.is_in_lane || actor.is_reserved;
-        if is_new && !actor.is_fresh && self.queues[actor.queue as usize].actors_len > 1 {
+        if is_only_one && !actor.is_fresh && self.queues[actor.queue as usize].actors_len > 1 {
             actor.is_fresh = true;
             link.fresh.push(at);
         }
