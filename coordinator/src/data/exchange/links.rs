@@ -28,6 +28,8 @@ const NO_LANE: Lane = Lane { first: NONE, last: NONE, next: NONE, is_listed: fal
 pub(super) struct Link {
     pub(super) id: LinkId,
     pub(super) node: NodeId,
+    /// Counts links in the order in which they opened.
+    pub(super) opened: u64,
     /// It may be sent on, until it has ended.
     pub(super) is_open: bool,
     pub(super) room: LinkRoom,
@@ -69,12 +71,19 @@ fn payload_within(charge: u64) -> u64 {
 }
 
 impl Link {
-    pub(super) fn new(id: LinkId, node: NodeId, room: LinkRoom, settings: &ExchangeSettings) -> Self {
+    pub(super) fn new(
+        id: LinkId,
+        node: NodeId,
+        room: LinkRoom,
+        opened: u64,
+        settings: &ExchangeSettings,
+    ) -> Self {
         let payload_min = payload_bytes(1, 1, 1, settings.row_bytes);
         let out_min = charge(payload_min);
         Self {
             id,
             node,
+            opened,
             is_open: true,
             room,
             held_max: (room.out_bytes / 2).max(out_min),

@@ -71,6 +71,7 @@ impl Exchange {
     /// Whoever waited for the room of a dispatch that was closed may go on.
     pub(super) fn wake_after(&mut self, dispatch: &Dispatch) {
         self.router.activate(dispatch.link);
+        self.router.wake_unplaced();
         self.router.wake(self.queue_of(dispatch));
         self.router.free_if_gone(dispatch.actor);
     }
