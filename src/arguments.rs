@@ -1,6 +1,7 @@
 //! Arguments that several commands take, and how values on the command line are read.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use model::kernel::{Admission, Kernels, NumericClass, Path};
@@ -132,6 +133,14 @@ pub(crate) fn token_ids(text: &str) -> Result<Tokens, String> {
         })
         .collect::<Result<_, _>>()
         .map(Tokens)
+}
+
+/// A number of seconds, at most a day.
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    match text.trim_end_matches('s').parse::<f64>() {
+        Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err(format!("`{text}` is not a number of seconds; write for example 30")),
+    }
 }
 
 /// A list of token ids.

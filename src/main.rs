@@ -6,10 +6,14 @@ mod certs;
 mod demo;
 mod forward;
 mod generate;
+mod generate_remote;
 mod inspect;
 mod output;
+mod placement;
+mod remote;
 mod serve;
 mod session;
+mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,8 +36,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Continue a prompt or answer a chat message, in one process.
+    /// Continue a prompt or answer a chat message, in one process or by a cluster.
     Generate(generate::Generate),
+    /// What a cluster is doing: nodes, devices, experts, loads.
+    Status(status::Status),
+    /// Which device of a cluster holds what.
+    Placement(placement::Placement),
     /// One pass over given tokens: logits, routing and hidden states into a file, for comparing
     /// with other implementations.
     Forward(forward::Forward),
@@ -76,6 +84,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         None => demo::run(),
         Some(Command::Generate(command)) => command.run(),
+        Some(Command::Status(command)) => command.run(),
+        Some(Command::Placement(command)) => command.run(),
         Some(Command::Forward(command)) => command.run(),
         Some(Command::Inspect(command)) => command.run(),
         Some(Command::Serve(command)) => command.run(),
