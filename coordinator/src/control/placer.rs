@@ -84,6 +84,11 @@ impl Placer {
         }
     }
 
+    /// Whether experts have been placed once.
+    pub fn is_placed(&self) -> bool {
+        self.is_placed
+    }
+
     /// Why the last placement could not be.
     pub fn refused(&self) -> Option<&Refused> {
         self.refused.as_ref()
