@@ -26,10 +26,11 @@ use transport::Limits;
 use transport::buffer::Pool as Buffers;
 use transport::carrier::Acceptor;
 use transport::carrier::memory::MemoryCarrier;
+use transport::carrier::quic::QuicCarrier;
 use transport::carrier::shm::{Doorbell, ShmAcceptor, ShmSettings};
 use transport::carrier::tcp::{Plaintext, Protection, TcpCarrier};
 use transport::peer::Listener;
-use transport::security::{ClusterId, Credentials, Tls};
+use transport::security::{Authority, ClusterId, Credentials, Tls};
 use transport::wire::control::NumericIdentity;
 
 use crate::Failure;
@@ -69,8 +70,8 @@ pub(crate) struct Serve {
     #[arg(long)]
     http_open: bool,
 
-    /// Where nodes come, for example 0.0.0.0:7070 (TCP), shm:/run/phalanx.sock. Can be given several
-    /// times. Without it all nodes are in this process.
+    /// Where nodes come: HOST:PORT or tcp:HOST:PORT, quic:HOST:PORT, shm:PATH. Can be given several times.
+    /// Without it all nodes are in this process.
     #[arg(long, value_name = "ADDRESS")]
     nodes: Vec<String>,
 
@@ -118,6 +119,11 @@ pub(crate) struct Serve {
     /// Folder of certificates (`phalanx certs issue`), for nodes from outside.
     #[arg(long, value_name = "DIR", conflicts_with = "insecure")]
     certs: Option<PathBuf>,
+
+    /// Folder of the cluster's authority (`phalanx certs init`): nodes then join with a token, and their
+    /// certificates are renewed.
+    #[arg(long, value_name = "DIR", requires = "certs")]
+    authority: Option<PathBuf>,
 
     /// Nodes come without certificates, over loopback only.
     #[arg(long)]
@@ -208,12 +214,15 @@ impl Serve {
             config: session::config_text(self.model.model.as_deref())?,
             manifest,
             gives_weights: !self.nodes.is_empty(),
+            authority: self.authority.as_deref().map(Authority::open).transpose()?,
             admission,
         };
         let end = endpoint(&settings, &opened, buffers.clone())?;
         let mut listeners: Vec<Listener> = Vec::new();
+        let authority = settings.authority.clone();
         for address in &self.nodes {
-            let listener = end.listen(acceptor(address, self, tls.as_ref(), &buffers).await?);
+            let acceptor = acceptor(address, self, tls.as_ref(), authority.as_ref(), &buffers).await?;
+            let listener = end.listen(acceptor);
             show(&format!("nodes are taken in at {}\n", listener.address()))?;
             listeners.push(listener);
         }
@@ -362,11 +371,22 @@ async fn acceptor(
     address: &str,
     serve: &Serve,
     tls: Option<&Tls>,
+    authority: Option<&Authority>,
     buffers: &Buffers,
 ) -> Result<Box<dyn Acceptor>, Failure> {
     if address.starts_with("shm:") {
         let doorbell = Doorbell::new(Duration::from_micros(20))?;
         return Ok(Box::new(ShmAcceptor::bind(address, ShmSettings::default(), buffers.clone(), &doorbell)?));
+    }
+    if let Some(address) = address.strip_prefix("quic:") {
+        let Some(tls) = tls else {
+            return Err("--nodes quic: is always TLS; give certificates with --certs".into());
+        };
+        let acceptor = QuicCarrier::new(tls.clone(), buffers.clone()).listen(address).await?;
+        return Ok(match authority {
+            Some(authority) => Box::new(acceptor.with_enrol(authority.enrolment())),
+            None => Box::new(acceptor),
+        });
     }
     let address = address.strip_prefix("tcp:").unwrap_or(address);
     let protection = match tls {
@@ -374,7 +394,11 @@ async fn acceptor(
         None if serve.insecure_anywhere => Protection::Plaintext(Plaintext::Anywhere),
         None => Protection::Plaintext(Plaintext::Loopback),
     };
-    Ok(Box::new(TcpCarrier::new(protection, buffers.clone()).listen(address).await?))
+    let acceptor = TcpCarrier::new(protection, buffers.clone()).listen(address).await?;
+    Ok(match authority {
+        Some(authority) => Box::new(acceptor.with_enrol(authority.enrolment())),
+        None => Box::new(acceptor),
+    })
 }
 
 /// Ctrl-C, or a polite kill.

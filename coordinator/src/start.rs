@@ -16,7 +16,7 @@ use transport::Limits;
 use transport::buffer::Pool as Buffers;
 use transport::link::Local;
 use transport::peer::{Endpoint, EndpointError, Listener};
-use transport::security::{ClusterId, PeerName, Role};
+use transport::security::{Authority, ClusterId, PeerName, Role};
 use transport::wire::control::NumericIdentity;
 
 use crate::api::{Backend, Health, Soon};
@@ -56,6 +56,8 @@ pub struct Settings {
     pub manifest: Manifest,
     /// Whether nodes are given weights over their links.
     pub gives_weights: bool,
+    /// Renews nodes' certificates.
+    pub authority: Option<Authority>,
 }
 
 /// Why a coordinator was not started.
@@ -143,6 +145,7 @@ pub fn start(
         config: settings.config.clone(),
         manifest: settings.manifest.clone(),
         weights: settings.gives_weights.then(|| Weights::new(Arc::clone(opened), buffers.clone())),
+        authority: settings.authority.clone(),
         terms,
         data: data.clone(),
         observed,

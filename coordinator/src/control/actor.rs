@@ -11,7 +11,8 @@ use model::weights::{ExpertId, Manifest};
 use tokio::sync::mpsc;
 use transport::Limits;
 use transport::link::Ended;
-use transport::peer::{Arrived, Inlet, Listener, Notice, Notices, Opened, Peer};
+use transport::peer::{Arrived, Inlet, Listener, Notice, Notices, Opened, Peer, renewal};
+use transport::security::Authority;
 use transport::wire::cluster::{ActorId, Assignment, Cluster as Said, Hold, Joined, Load, ToCoordinator, ToNode};
 use transport::wire::control::CloseReason;
 
@@ -47,6 +48,8 @@ pub struct ControlParts {
     pub manifest: Manifest,
     /// The checkpoint, for nodes that have none.
     pub weights: Option<Weights>,
+    /// Renews nodes' certificates, if this coordinator may.
+    pub authority: Option<Authority>,
     /// Where the term is kept.
     pub terms: TermStore,
     /// The data plane.
@@ -138,7 +141,7 @@ impl ControlActor {
             Notice::Awake => self.parts.membership.handle_awake(link),
             Notice::DrainAsked => self.parts.membership.handle_leaving(link),
             Notice::Expired { .. } => {}
-            Notice::RenewalAsked { request } => self.renew(link, &request),
+            Notice::RenewalAsked { request } => self.renew(link, request),
         }
     }
 
@@ -214,9 +217,15 @@ impl ControlActor {
         }
     }
 
-    fn renew(&mut self, link: LinkId, _request: &[u8]) {
+    fn renew(&mut self, link: LinkId, request: Vec<u8>) {
         let Some(session) = self.sessions.get(&link) else { return };
-        session.peer.answer_renewal(Err("this coordinator issues no certificates".into()));
+        match self.parts.authority.clone() {
+            Some(authority) => {
+                let peer = session.peer.clone();
+                actix::spawn(async move { renewal::answer(&authority, &peer, request).await });
+            }
+            None => session.peer.answer_renewal(Err("this coordinator has no --authority to renew with".into())),
+        }
     }
 
     /// Carries out what the cores ask for, until nothing is left.
