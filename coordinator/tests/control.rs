@@ -2,7 +2,9 @@
 
 mod control {
     mod make;
+    mod membership;
     mod placement;
     mod placement_property;
+    mod publisher;
     mod stability;
 }

@@ -12,6 +12,11 @@
 //! The data plane reads the published [`Placement`](crate::placement::Placement) and sends observations back.
 //! Nothing else crosses.
 
+mod admission;
 pub mod cluster;
 pub mod diff;
+pub mod membership;
+pub mod placer;
 pub mod policy;
+pub mod publisher;
+pub mod term;

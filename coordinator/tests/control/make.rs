@@ -112,6 +112,9 @@ pub(crate) fn broken_rule(
                     }
                 }
                 for seat in &replica.seats {
+                    if constraints.banned.contains(&(layer, expert, seat.node)) {
+                        return Err(format!("{layer}.{expert} on {}, which cannot load it", seat.node));
+                    }
                     *used.entry(*seat).or_default() += of.shard_bytes;
                     layers.entry(*seat).or_default().insert(layer);
                     experts.entry((*seat, layer)).or_default().insert(expert);

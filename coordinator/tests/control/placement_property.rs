@@ -49,6 +49,7 @@ prop_compose! {
         is_named: bool,
         replicas_min in prop_oneof![3 => Just(1_u8), 1 => Just(2_u8)],
         spares_min in 0..2_u32,
+        banned in prop::collection::btree_set((0..3_u32, 0..6_u32, (0..6_u32).prop_map(NodeId)), 0..3),
     ) -> Constraints {
         Constraints {
             max_experts_per_device_per_layer: per_layer,
@@ -57,6 +58,7 @@ prop_compose! {
             replicas_min,
             replicas_max: 3,
             spares_min,
+            banned,
             ..Constraints::default()
         }
     }

@@ -4,11 +4,11 @@
 //! and of every label whose values share a link.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use super::topology::{below, places_and_groups};
 use super::{Constraints, Request};
-use crate::placement::Seat;
+use crate::placement::{NodeId, Seat};
 
 /// What is made even.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,7 @@ pub(super) enum Barrier {
     Crowded,
     Layers,
     Apart,
+    Banned,
 }
 
 /// A device.
@@ -115,6 +116,8 @@ pub(super) struct Board {
     pub(super) shards: u8,
     /// What is not kept still needs its memory until what replaces it stands.
     pub(super) is_beside: bool,
+    /// Experts, and the nodes that cannot load them.
+    banned: BTreeSet<(usize, NodeId)>,
 }
 
 /// The coldest expert counts as this part of an even one: no measurement says that it is never chosen.
@@ -149,6 +152,11 @@ impl Board {
         let shards = request.demand.shards.max(1);
         let (copies, parts) = (Vec::new(), Vec::new());
         let is_beside = false;
+        let banned = experts.iter().enumerate().flat_map(|(index, of): (usize, &Expert)| {
+            let first = (of.layer, of.expert, NodeId(0))..=(of.layer, of.expert, NodeId(u32::MAX));
+            request.constraints.banned.range(first).map(move |(_, _, node)| (index, *node))
+        });
+        let banned = banned.collect();
         Self {
             rules,
             places,
@@ -162,6 +170,7 @@ impl Board {
             below,
             shards,
             is_beside,
+            banned,
         }
     }
 
@@ -286,6 +295,9 @@ impl Board {
 
     fn barrier_beside(&self, part: usize, at: &Place, bytes: u64, parts: u32) -> Option<Barrier> {
         let part = &self.parts[part];
+        if !self.banned.is_empty() && self.banned.contains(&(self.copies[part.copy].expert, at.seat.node)) {
+            return Some(Barrier::Banned);
+        }
         let bytes = at.used.saturating_add(bytes).saturating_add(part.bytes);
         if bytes > at.memory {
             return Some(Barrier::Memory);

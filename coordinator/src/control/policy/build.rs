@@ -215,6 +215,7 @@ fn no_seat(board: &Board, expert: usize) -> Refused {
         crowded: count(Barrier::Crowded),
         layers: count(Barrier::Layers),
         apart: count(Barrier::Apart),
+        banned: count(Barrier::Banned),
     }
 }
 

@@ -22,8 +22,10 @@ mod refused;
 mod room;
 mod topology;
 
+use std::collections::BTreeSet;
+
 use super::cluster::{Cluster, Demand, Statistics};
-use crate::placement::Placement;
+use crate::placement::{NodeId, Placement};
 use board::Aim;
 use build::{Plan, build};
 pub use refused::{Refused, Whose};
@@ -78,6 +80,8 @@ pub struct Constraints {
     pub spares_min: u32,
     /// Labels whose values have one link to the rest, the outermost first.
     pub links: Vec<String>,
+    /// Experts, by layer and number, and the nodes that have failed to load them.
+    pub banned: BTreeSet<(u32, u32, NodeId)>,
 }
 
 impl Default for Constraints {
@@ -90,6 +94,7 @@ impl Default for Constraints {
             replicas_max: 4,
             spares_min: 0,
             links: vec!["rack".into(), "host".into()],
+            banned: BTreeSet::new(),
         }
     }
 }

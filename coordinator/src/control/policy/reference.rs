@@ -62,6 +62,7 @@ impl<'a> Layout<'a> {
     /// Keeps every replica that sits alone on open devices.
     fn keep(&mut self) {
         let Some(previous) = self.request.previous else { return };
+        let banned = &self.request.constraints.banned;
         let open: BTreeMap<Seat, u64> = self.devices.iter().copied().collect();
         for (layer, experts) in &mut self.layers {
             let bytes = self.request.demand.shard_bytes(*layer);
@@ -69,9 +70,11 @@ impl<'a> Layout<'a> {
                 for replica in previous.replicas(*layer, expert as u32) {
                     let is_open = |seat: &Seat| open.get(seat).is_some_and(|memory| *memory >= bytes);
                     let distinct: BTreeSet<Seat> = replica.seats.iter().copied().collect();
+                    let may_load = |seat: &Seat| !banned.contains(&(*layer, expert as u32, seat.node));
                     let is_well = replica.seats.len() == self.shards
                         && distinct.len() == self.shards
                         && replica.seats.iter().all(is_open)
+                        && replica.seats.iter().all(may_load)
                         && self.taken.is_disjoint(&distinct)
                         && fails_apart(&self.domains, replicas, &replica.seats);
                     if is_well && replicas.len() < self.copies {
@@ -123,6 +126,10 @@ impl<'a> Layout<'a> {
         let is_one = seats.iter().all(|seat| self.domains[&seat.node] == self.domains[&seats[0].node]);
         let must_be_one = self.request.constraints.failure_domain.is_some();
         let others = &self.layers[&layer][expert as usize];
+        let banned = &self.request.constraints.banned;
+        if seats.iter().any(|seat| banned.contains(&(layer, expert, seat.node))) {
+            return false;
+        }
         if (must_be_one && !is_one) || !fails_apart(&self.domains, others, &seats) {
             return false;
         }
@@ -150,15 +157,10 @@ impl<'a> Layout<'a> {
         let bytes = self.request.demand.shard_bytes(layer);
         let memory = self.devices.iter().filter(|(_, memory)| *memory < bytes).count() as u64;
         let (devices, apart) = (self.devices.len() as u64, free.len() as u64);
-        Err(Refused::Seat {
-            layer,
-            expert,
-            devices,
-            memory,
-            crowded: devices - memory - apart,
-            layers: 0,
-            apart,
-        })
+        let is_banned = |node| self.request.constraints.banned.contains(&(layer, expert, node));
+        let banned = free.iter().filter(|device| is_banned(self.devices[**device].0.node)).count() as u64;
+        let (layers, crowded, apart) = (0, devices - memory - apart, apart - banned);
+        Err(Refused::Seat { layer, expert, devices, memory, crowded, layers, apart, banned })
     }
 }
 

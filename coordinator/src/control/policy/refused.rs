@@ -106,7 +106,7 @@ pub enum Refused {
     #[error(
         "layer {layer} expert {expert}: none of {devices} devices can take it with the rest: {memory} lack \
          memory, {crowded} have their number of experts, {layers} their number of layers, {apart} share a \
-         failure domain with a replica or not with a shard; add a device, or loosen the constraint that most break"
+         failure domain with a replica or not with a shard, {banned} have failed to load it; add a device, or loosen the constraint that most break"
     )]
     Seat {
         /// Of the model.
@@ -123,6 +123,8 @@ pub enum Refused {
         layers: u64,
         /// In the wrong failure domain.
         apart: u64,
+        /// On nodes that have failed to load it.
+        banned: u64,
     },
 }
 

@@ -54,10 +54,10 @@ fn reach(
     queue: &mut VecDeque<usize>,
     checks: &mut usize,
 ) {
-    for place in 0..steps.len() {
-        let is_new = steps[place].is_none() && Some(place) != from;
+    for (place, step) in steps.iter_mut().enumerate() {
+        let is_new = step.is_none() && Some(place) != from;
         if is_new && !replaceable(board, incoming, place, checks).is_empty() {
-            steps[place] = Some(Step { incoming, from });
+            *step = Some(Step { incoming, from });
             queue.push_back(place);
         }
     }
