@@ -11,11 +11,12 @@
 //!
 //! A **trial** measures the mode in use for [`TOKENS`] tokens of each running request, changes over, lets things settle, measures
 //! the other mode for as long, and keeps the better. Windows begin and end with a row that passed, so a step that passes
-//! as one is never cut. A trial whose mode is hopeless ends at once. After a trial that took `t` the next one comes no
+//! as one is never cut. A trial whose mode is hopeless ends long
+//! before. After a trial that took `t` the next one comes no
 //! sooner than `50 t` later: that bounds what trials cost to 2% of the time, were the other mode to stand still.
 //!
 //! What was learnt holds for a **load class**: running requests by powers of two. A class that is new begins with what the
-//! nearest known one found, and is tried out at once; one that is known goes on with what it knows. Trials end without
+//! nearest known one found, and is tried out soon; one that is known goes on with what it knows. Trials end without
 //! a verdict when the load changes under them.
 
 use std::time::{Duration, Instant};
@@ -24,6 +25,9 @@ use super::flow::Forwarding;
 
 /// Tokens of each running request in a window. Sixteen steps of 64 rows measure a rate to 2%, in the emulated cluster.
 const TOKENS: u64 = 16;
+/// Tokens of each running request before the first trial under a load. A burst of short answers is over by then, and what
+/// other loads have taught serves it well enough.
+const FIRST_TOKENS: u64 = 64;
 /// Tokens of each running request that pass after a change before anything is measured: those under way, and one round.
 const SETTLING_TOKENS: u64 = 3;
 /// A trial of this length is followed by that many of these without one.
@@ -87,8 +91,8 @@ pub struct AutoForwarding {
     /// When the trial changed over.
     changed: Option<Instant>,
     passed: u64,
-    /// Before so many have passed, those of another load are still among them.
-    mixed_until: u64,
+    /// No trial begins before so many have passed: those of another load may be among them.
+    quiet_until: u64,
     trials: u64,
 }
 
@@ -105,7 +109,7 @@ impl AutoForwarding {
             running_then: 0,
             changed: None,
             passed: 0,
-            mixed_until: 0,
+            quiet_until: 0,
             trials: 0,
         }
     }
@@ -135,8 +139,10 @@ impl AutoForwarding {
         if belongs(running, self.class) {
             return;
         }
-        self.mixed_until = self.passed + SETTLING_TOKENS * u64::from(most);
         self.class = class_of(running);
+        let is_known = self.classes[self.class].whole_to_partial.is_some();
+        let first = if is_known { 0 } else { FIRST_TOKENS * u64::from(running) };
+        self.quiet_until = self.passed + first.max(SETTLING_TOKENS * u64::from(most));
         self.settle_for_what_is_known();
     }
 
@@ -152,7 +158,7 @@ impl AutoForwarding {
             Stage::Resting => {
                 // One row at a time goes the same way in either mode.
                 let rested = self.classes[self.class].rested.is_none_or(|rested| now >= rested);
-                if rested && self.running > 1 && passed >= self.mixed_until {
+                if rested && self.running > 1 && passed >= self.quiet_until {
                     self.running_then = self.running;
                     self.stage = Stage::Known(window(TOKENS));
                 }
@@ -174,32 +180,30 @@ impl AutoForwarding {
         }
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) has something to do, if nothing passes until then.
+    /// When the trial is hopeless, if nothing passes until then.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.stage {
             Stage::Resting | Stage::Known(_) => None,
-            Stage::Settling(window, rate) => {
-                Some(window.since + expected(window.rows, rate).saturating_mul(4))
-            }
-            Stage::Other(window, rate) => Some(window.since + expected(window.rows, rate).mul_f64(1.5)),
+            // After two and a half rounds, those under way and the first step have passed, were the modes alike.
+            Stage::Settling(window, rate) => Some(self.hopeless(window, rate, 5.0 / 6.0, 0.5)),
+            // After four of sixteen steps, at most one has yet to pass.
+            Stage::Other(window, rate) => Some(self.hopeless(window, rate, 0.25, 0.7)),
         }
     }
 
     /// A trial that is hopeless ends.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let is_late = self.poll_timeout().is_some_and(|timeout| now >= timeout);
-        match self.stage {
-            Stage::Settling(window, rate) if is_late => self.judge(window.rate(self.passed, now) / rate, now),
-            Stage::Other(window, rate) => {
-                let so_far = window.rate(self.passed, now) / rate;
-                // Four of sixteen steps: of those at most one has yet to pass.
-                let is_hopeless = so_far < 0.7 && now - window.since >= expected(window.rows, rate) / 4;
-                if is_late || is_hopeless {
-                    self.judge(so_far, now);
-                }
-            }
-            _ => {}
+        if self.poll_timeout().is_some_and(|timeout| now >= timeout)
+            && let Stage::Settling(window, rate) | Stage::Other(window, rate) = self.stage
+        {
+            self.judge(window.rate(self.passed, now) / rate, now);
         }
+    }
+
+    /// When this window will have come to less than a share of what the mode before would have, and is that old.
+    fn hopeless(&self, window: Window, rate: f64, age: f64, share: f64) -> Instant {
+        let passed = (self.passed - window.passed) as f64;
+        window.since + expected((window.rows as f64 * age).max(passed / share), rate)
     }
 
     /// The mode under trial passed rows at so many times the rate of the one before.
@@ -260,6 +264,6 @@ fn other(forwarding: Forwarding) -> Forwarding {
 }
 
 /// Time for so many rows.
-fn expected(rows: u64, rate: f64) -> Duration {
-    Duration::from_secs_f64((rows as f64 / rate.max(1e-9)).min(1e6))
+fn expected(rows: f64, rate: f64) -> Duration {
+    Duration::from_secs_f64((rows / rate.max(1e-9)).min(1e6))
 }
