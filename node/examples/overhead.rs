@@ -3,7 +3,7 @@
 //!
 //!     cargo run --release -p phalanx-node --example overhead
 
-#[path = "../tests/support/mod.rs"]
+#[path = "../tests/node/support/mod.rs"]
 #[allow(clippy::unwrap_used, reason = "an example that fails has nothing to say")]
 mod support;
 

@@ -30,6 +30,7 @@ use crate::expert::{Fall, LinkEnded};
 use crate::handle::{Command, NodeStatus};
 use crate::holdings::{Action, Holdings};
 use crate::loader::{Errand, Loaded, Loader};
+use crate::post::post;
 use crate::receive::Floor;
 use crate::returns::RowShape;
 use crate::session::{Linked, Over, Told, Unlinked};
@@ -230,7 +231,7 @@ impl Agent {
                 }
                 Action::Remove(assignment) => {
                     if let Some((_, supervisor)) = self.devices.get(usize::from(assignment.device)) {
-                        supervisor.do_send(Remove(assignment.actor));
+                        post(supervisor, Remove(assignment.actor));
                     }
                 }
                 Action::Say { to, what } => {
@@ -326,7 +327,7 @@ impl Agent {
             if let Some((_, supervisor)) =
                 self.holdings.assignment(actor).and_then(|it| self.devices.get(usize::from(it.device)))
             {
-                supervisor.do_send(Remove(actor));
+                post(supervisor, Remove(actor));
             }
         }
         for over in self.over.drain(..) {
@@ -398,8 +399,7 @@ impl Handler<Unlinked> for Agent {
             links.send_replace(self.sessions.values().next().map(|session| session.peer.clone()));
         }
         for actor in self.floor.directory.addresses() {
-            // One for each link that there was.
-            actor.do_send(LinkEnded(link));
+            post(&actor, LinkEnded(link));
         }
         self.carry_out(context);
         if *self.is_last.borrow() {
@@ -429,7 +429,7 @@ impl Handler<Loaded> for Agent {
         }
         let wanted = self.holdings.handle_loaded(ticket, bytes);
         match (result, wanted) {
-            (Ok(weights), Some(Assignment { actor, .. })) => supervisor.do_send(Take { id: actor, weights }),
+            (Ok(weights), Some(Assignment { actor, .. })) => post(supervisor, Take { id: actor, weights }),
             (Ok(weights), None) => device.memory().give_back(weights.bytes() as u64),
             (Err(_), _) => {}
         }
@@ -464,7 +464,7 @@ impl Handler<Command> for Agent {
                 let _ = done.send(entry.is_some());
                 if let Some(entry) = entry {
                     let when: Fall = when;
-                    entry.address.do_send(when);
+                    post(&entry.address, when);
                 }
             }
             Command::Status(answer) => {

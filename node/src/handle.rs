@@ -14,6 +14,7 @@ use crate::agent::{Agent, Parts};
 use crate::device::{CpuDevice, Device};
 use crate::directory::Directory;
 use crate::expert::Fall;
+use crate::post::post;
 use crate::receive::Floor;
 use crate::runtime::Runtime;
 use crate::session::Sessions;
@@ -121,7 +122,7 @@ impl NodeHandle {
     /// the bound of the settings is over.
     pub async fn leave(&self) {
         let (tell, told) = oneshot::channel();
-        self.agent.do_send(Command::Leave(tell));
+        post(&self.agent, Command::Leave(tell));
         // An error: it has ended already.
         let _ = told.await;
     }
@@ -129,27 +130,27 @@ impl NodeHandle {
     /// Stops it at once: links are closed, and what was under way is lost.
     pub async fn stop(&self) {
         let (tell, told) = oneshot::channel();
-        self.agent.do_send(Command::Stop(tell));
+        post(&self.agent, Command::Stop(tell));
         let _ = told.await;
     }
 
     /// Lets an actor fall, as a fault would. False: there is no such actor.
     pub async fn fall(&self, actor: ActorId, when: Fall) -> bool {
         let (done, told) = oneshot::channel();
-        self.agent.do_send(Command::Fall { actor, when, done });
+        post(&self.agent, Command::Fall { actor, when, done });
         told.await.unwrap_or(false)
     }
 
     /// How it is; nothing once it has ended.
     pub async fn status(&self) -> NodeStatus {
         let (tell, told) = oneshot::channel();
-        self.agent.do_send(Command::Status(tell));
+        post(&self.agent, Command::Status(tell));
         told.await.unwrap_or_default()
     }
 }
 
 impl Drop for NodeHandle {
     fn drop(&mut self) {
-        self.agent.do_send(Command::Stop(oneshot::channel().0));
+        post(&self.agent, Command::Stop(oneshot::channel().0));
     }
 }

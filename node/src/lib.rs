@@ -21,6 +21,7 @@
 pub mod config;
 pub mod settings;
 
+mod post;
 mod receive;
 
 pub mod batcher;

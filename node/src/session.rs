@@ -15,6 +15,7 @@ use transport::wire::control::{CloseReason, words};
 
 use crate::agent::Agent;
 use crate::batcher::LinkId;
+use crate::post::post;
 use crate::receive::{Floor, Receiver};
 use crate::settings::CoordinatorAddress;
 
@@ -107,7 +108,7 @@ impl Sessions {
                 _ = is_last.changed() => {}
             }
         }
-        self.agent.do_send(Over);
+        post(&self.agent, Over);
     }
 
     /// All that happens on one link.
@@ -117,8 +118,7 @@ impl Sessions {
         let link = next_link();
         let receiver = Receiver::new(Rc::clone(&self.floor), link, peer.clone());
         let receiving = actix::spawn(receiver.run(data));
-        // Few and small, and bounded by the control lane's credits.
-        self.agent.do_send(Linked { link, peer: peer.clone() });
+        post(&self.agent, Linked { link, peer: peer.clone() });
         let (mut was_joined, mut not_joined) = (false, None);
         while let Some(notice) = notices.next().await {
             match notice {
@@ -128,7 +128,8 @@ impl Sessions {
                         ToNode::NotJoined { why } => not_joined = Some(why.clone()),
                         ToNode::Hold(_) | ToNode::NotServed { .. } => {}
                     }
-                    self.agent.do_send(Told { link, message });
+                    // It is waited for, so that the control lane's credits bound what is unheard. An error: the node has ended.
+                    let _ = self.agent.send(Told { link, message }).await;
                 }
                 Notice::Told(Cluster::ToCoordinator(_)) => {
                     peer.close(CloseReason::Broken(words("a node was told what nodes say")));
@@ -145,7 +146,7 @@ impl Sessions {
         let ended: Ended = peer.closed().await;
         // What it still has to receive is received: groups are counted by the link until its end.
         let _ = receiving.await;
-        self.agent.do_send(Unlinked { link });
+        post(&self.agent, Unlinked { link });
         tracing::info!(?peer, %ended, "link ended");
         let why = not_joined.map_or_else(|| ended.to_string(), |why| format!("not joined: {why}"));
         Heard { why, was_joined }

@@ -1,11 +1,9 @@
 //! An actor falls, and nothing else does.
 
-mod support;
-
+use crate::support::{Coordinator, Door, Random, Truth, actor, run, runtime, settings, start};
 use phalanx_node::expert::Fall;
 use phalanx_node::restarts::FALLS_MAX;
 use phalanx_node::{NodeHandle, Runtime};
-use support::{Coordinator, Door, Random, Truth, actor, run, runtime, settings, start};
 use transport::carrier::memory::MemoryCarrier;
 use transport::wire::cluster::{Fallen, ToCoordinator};
 use transport::wire::groups::Reason;

@@ -1,14 +1,12 @@
 //! A node obeys, and says what it cannot do.
 
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::{Door, Random, Truth, actor, root, run, runtime, settings, start};
 use model::load::Opened;
 use phalanx_node::Settings;
 use phalanx_node::source::OwnCopy;
-use support::{Door, Random, Truth, actor, root, run, runtime, settings, start};
 use transport::carrier::memory::MemoryCarrier;
 use transport::wire::cluster::{ActorId, Assignment, Joined, ToCoordinator, ToNode};
 use transport::wire::groups::Reason;
