@@ -58,6 +58,14 @@ pub(crate) fn cluster_url(text: &str) -> Result<ClusterUrl, String> {
         );
     }
     let host = uri.host().filter(|host| !host.is_empty());
+    // A port that is no port is not passed over.
+    let says_port = uri.authority().is_some_and(|authority| {
+        let behind_name = authority.as_str().rsplit('@').next().unwrap_or_default();
+        behind_name.strip_prefix(authority.host()).is_some_and(|rest| rest.starts_with(':'))
+    });
+    if says_port && uri.port_u16().is_none() {
+        return Err(wrong());
+    }
     match (uri.scheme_str(), host, uri.query()) {
         (Some("http"), Some(host), None) => Ok(ClusterUrl {
             host: host.to_owned(),

@@ -86,11 +86,7 @@ pub fn endpoint(settings: &Settings, opened: &Opened, buffers: Buffers) -> Resul
         RowType::F32 => 4,
     };
     let local = Local {
-        peer: PeerName {
-            cluster: settings.cluster,
-            role: Role::Coordinator,
-            name: settings.name.clone(),
-        },
+        peer: PeerName { cluster: settings.cluster, role: Role::Coordinator, name: settings.name.clone() },
         program: format!("phalanx-coordinator {}", env!("CARGO_PKG_VERSION")),
         incarnation: incarnation(),
         numeric: Some(NumericIdentity {

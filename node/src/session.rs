@@ -113,8 +113,7 @@ impl Sessions {
 
     /// All that happens on one link.
     async fn hear(&self, opened: Opened) -> Heard {
-        // The weights lane is received and dropped by the link itself until somebody asks for weights over it.
-        let Opened { peer, data, weights: _, mut notices } = opened;
+        let Opened { peer, data, weights, mut notices } = opened;
         let link = next_link();
         let receiver = Receiver::new(Rc::clone(&self.floor), link, peer.clone());
         let receiving = actix::spawn(receiver.run(data));

@@ -21,6 +21,7 @@ use node::settings::{BATCH_ROWS_MAX, LEAVE_MAX};
 use node::source::OwnCopy;
 use node::{CoordinatorAddress, NodeHandle, Runtime, RuntimeSettings};
 use tokio::sync::mpsc;
+use transport::Limits;
 use transport::buffer::Pool as Buffers;
 use transport::carrier::memory::MemoryCarrier;
 use transport::carrier::tcp::{Plaintext, Protection, TcpCarrier};
@@ -30,7 +31,6 @@ use transport::peer::{Endpoint, Listener, Notice, Notices, Peer};
 use transport::security::{ClusterId, PeerName, Role};
 use transport::wire::cluster::{Assignment, Cluster, Epoch, Hold, Joined, ToCoordinator, ToNode};
 use transport::wire::control::NumericIdentity;
-use transport::Limits;
 
 const CLUSTER: ClusterId = ClusterId([3; 16]);
 

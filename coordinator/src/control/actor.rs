@@ -13,7 +13,9 @@ use transport::Limits;
 use transport::link::Ended;
 use transport::peer::{Arrived, Inlet, Listener, Notice, Notices, Opened, Peer, renewal};
 use transport::security::Authority;
-use transport::wire::cluster::{ActorId, Assignment, Cluster as Said, Hold, Joined, Load, ToCoordinator, ToNode};
+use transport::wire::cluster::{
+    ActorId, Assignment, Cluster as Said, Hold, Joined, Load, ToCoordinator, ToNode,
+};
 use transport::wire::control::CloseReason;
 
 use super::cluster::{Demand, Statistics};
@@ -125,8 +127,14 @@ impl ControlActor {
         tracing::info!(%link, %name, address = peer.address(), "a node has come");
         let to_weights = self.parts.weights.as_ref().map(|weights| weights.to(peer.clone()));
         actix::spawn(listen(link, peer.clone(), notices, context.address()));
-        let session =
-            Session { peer, name, inlet: Some(data), weights: to_weights, labels: Vec::new(), kinds: Vec::new() };
+        let session = Session {
+            peer,
+            name,
+            inlet: Some(data),
+            weights: to_weights,
+            labels: Vec::new(),
+            kinds: Vec::new(),
+        };
         self.sessions.insert(link, session);
     }
 
@@ -194,7 +202,8 @@ impl ControlActor {
 
     /// An actor that does not stand counts as a device that is lost.
     fn lose_device(&mut self, node: NodeId, actor: ActorId) {
-        let seat = self.parts.publisher.published().actors().find(|(at, seat)| *at == actor && seat.node == node);
+        let seat =
+            self.parts.publisher.published().actors().find(|(at, seat)| *at == actor && seat.node == node);
         if let Some((_, seat)) = seat {
             tracing::error!(%node, device = seat.device, "device lost");
             self.parts.membership.handle_device_lost(node, seat.device);
@@ -224,7 +233,9 @@ impl ControlActor {
                 let peer = session.peer.clone();
                 actix::spawn(async move { renewal::answer(&authority, &peer, request).await });
             }
-            None => session.peer.answer_renewal(Err("this coordinator has no --authority to renew with".into())),
+            None => {
+                session.peer.answer_renewal(Err("this coordinator has no --authority to renew with".into()))
+            }
         }
     }
 
@@ -311,7 +322,9 @@ impl ControlActor {
         if let Some(placement) = self.parts.placer.handle_changed(facts, now) {
             self.parts.publisher.handle_wanted(placement);
         }
-        if let Some(why) = self.parts.placer.refused().map(ToString::to_string).filter(|why| Some(why) != refused.as_ref()) {
+        if let Some(why) =
+            self.parts.placer.refused().map(ToString::to_string).filter(|why| Some(why) != refused.as_ref())
+        {
             tracing::warn!(%why, "no placement");
         }
     }
@@ -325,7 +338,11 @@ impl ControlActor {
                     Assignment { actor, device, digest }
                 };
                 let actors = actors.into_iter().map(assign).collect();
-                let link = self.sessions.keys().copied().find(|link| self.parts.membership.node(*link) == Some(node));
+                let link = self
+                    .sessions
+                    .keys()
+                    .copied()
+                    .find(|link| self.parts.membership.node(*link) == Some(node));
                 if let Some(link) = link {
                     self.tell(link, ToNode::Hold(Hold { epoch, actors }));
                 }
@@ -433,8 +450,10 @@ impl ControlActor {
     /// Wakes when membership wants it, and now and then.
     fn watch_time(&mut self, context: &mut Context<Self>) {
         let now = Instant::now();
-        let due = self.parts.membership.poll_timeout().into_iter().chain(self.parts.placer.poll_timeout(now)).min();
-        let wait = due.map_or(LOOK_EVERY, |due| due.saturating_duration_since(Instant::now()).min(LOOK_EVERY));
+        let due =
+            self.parts.membership.poll_timeout().into_iter().chain(self.parts.placer.poll_timeout(now)).min();
+        let wait =
+            due.map_or(LOOK_EVERY, |due| due.saturating_duration_since(Instant::now()).min(LOOK_EVERY));
         context.run_later(wait.max(Duration::from_millis(1)), |actor, context| {
             actor.parts.membership.handle_timeout(Instant::now());
             if !actor.parts.placer.is_placed() {

@@ -33,7 +33,9 @@ impl TermStore {
                 let file = folder.join(FILE).display().to_string();
                 io::Error::new(
                     io::ErrorKind::InvalidData,
-                    format!("{file} holds no term; remove it if no node runs, or write the highest term into it"),
+                    format!(
+                        "{file} holds no term; remove it if no node runs, or write the highest term into it"
+                    ),
                 )
             }),
             Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(0),
