@@ -109,7 +109,7 @@ impl Generate {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let sampling = self.sampling()?;
         let stop = StopStream::new(self.stop.clone())?;
-        let opened = session::open(self.model.model.as_deref())?;
+        let opened = self.model.open()?;
         let texts = session::texts(self.model.model.as_deref())?;
         if !self.stop.is_empty() {
             // Stop strings are found in text.
@@ -213,6 +213,7 @@ impl Generate {
             "logprobs": logprobs,
             "finish_reason": generation.finish_reason().map(FinishReason::name),
             "numeric_class": session.kernels().class().to_string(),
+            "shards": session.trunk.spec().shards,
             "timing": {
                 "load_s": session.load_time.as_secs_f64(),
                 "prefill_s": timing.prefill.as_secs_f64(),

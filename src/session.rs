@@ -108,7 +108,7 @@ impl Texts {
 impl Session {
     /// Loads all of a model.
     pub(crate) fn load(arguments: &ModelArguments) -> Result<Self, Failure> {
-        let opened = open(arguments.model.as_deref())?;
+        let opened = arguments.open()?;
         Self::load_opened(&opened, &arguments.compute, arguments.kv_memory)
     }
 

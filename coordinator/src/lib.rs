@@ -6,3 +6,4 @@
 pub mod data;
 pub mod generation;
 pub mod placement;
+pub mod weights;

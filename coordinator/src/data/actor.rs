@@ -21,10 +21,10 @@ use super::exchange::{Exchange, LinkRoom};
 use super::flow::Flow;
 use super::frames::{Shape, Source};
 use super::ids::{LinkId, RowId, SequenceId};
+use super::landing::{Keep, Landed};
 use super::request::{Request, RequestId, Submission};
 use super::scheduler::Scheduler;
 use super::stage::Stage;
-use super::landing::{Keep, Landed};
 use super::trunk::{Answer, TrunkThread, Work};
 use crate::placement::{NodeId, Placement};
 
@@ -255,12 +255,8 @@ impl Handler<Ask> for DataActor {
 
     fn handle(&mut self, _: Ask, _: &mut Self::Context) -> Self::Result {
         let running = self.running.iter().flatten().count();
-        let report = Report {
-            running,
-            waiting: self.waiting.len(),
-            links: self.links.len(),
-            ..self.report.clone()
-        };
+        let report =
+            Report { running, waiting: self.waiting.len(), links: self.links.len(), ..self.report.clone() };
         MessageResult(report)
     }
 }
