@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 use model::kernel::{Admission, Kernels, NumericClass, Path};
+use model::load::Opened;
 
 use crate::Failure;
+use crate::session::open;
 
 /// Which model, and what computes it.
 #[derive(Debug, Clone, Args)]
@@ -19,9 +21,21 @@ pub(crate) struct ModelArguments {
     #[command(flatten)]
     pub(crate) compute: ComputeArguments,
 
+    /// Cut every expert into so many shards, as a cluster does whose devices are too small for a whole
+    /// one. Part of the numeric identity: the answers of another number differ in their last bits.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) shards: usize,
+
     /// Most memory for keys and values, for example 512M or 4G. It is touched only as it is used.
     #[arg(long, value_name = "BYTES", default_value = "2G", value_parser = size)]
     pub(crate) kv_memory: u64,
+}
+
+impl ModelArguments {
+    /// Opens the model, cut as asked for.
+    pub(crate) fn open(&self) -> Result<Opened, Failure> {
+        Ok(open(self.model.as_deref())?.with_shards(self.shards)?)
+    }
 }
 
 /// What computes.

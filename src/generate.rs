@@ -128,6 +128,8 @@ pub(crate) struct Told {
     pub(crate) top_logprobs: Vec<Value>,
     pub(crate) finish_reason: Option<String>,
     pub(crate) numeric_class: String,
+    /// Shards of every expert.
+    pub(crate) shards: usize,
 }
 
 impl Told {
@@ -144,6 +146,7 @@ impl Told {
             "logprobs": self.logprobs,
             "finish_reason": self.finish_reason,
             "numeric_class": self.numeric_class,
+            "shards": self.shards,
             "timing": {
                 "load_s": timing.load.as_secs_f64(),
                 "prefill_s": timing.prefill.as_secs_f64(),
@@ -166,7 +169,7 @@ impl Generate {
         }
         let sampling = self.sampling()?;
         let stop = StopStream::new(self.stop.clone())?;
-        let opened = session::open(self.model.model.as_deref())?;
+        let opened = self.model.open()?;
         let texts = session::texts(self.model.model.as_deref())?;
         if !self.stop.is_empty() {
             // Stop strings are found in text.
@@ -266,6 +269,7 @@ fn told(
         top_logprobs: logprobs().map(|logprobs| json!(logprobs.top)).collect(),
         finish_reason: finish_reason.map(|reason| reason.name().to_owned()),
         numeric_class: session.kernels().class().to_string(),
+        shards: session.trunk.spec().shards,
     }
 }
 

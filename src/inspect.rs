@@ -24,6 +24,10 @@ pub(crate) struct Inspect {
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
 
+    /// Show what experts cut into so many shards need.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    shards: usize,
+
     /// Read all weights and show the digest of every expert and of the trunk.
     #[arg(long)]
     digests: bool,
@@ -37,6 +41,8 @@ pub(crate) struct Inspect {
 struct Figures {
     expert_bytes: u64,
     expert_stored_bytes: u64,
+    /// The largest shard's.
+    shard_bytes: u64,
     experts: usize,
     trunk_bytes: u64,
     kv_bytes_per_token: u64,
@@ -47,7 +53,7 @@ struct Figures {
 
 impl Inspect {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let opened = open(self.dir.as_deref())?;
+        let opened = open(self.dir.as_deref())?.with_shards(self.shards)?;
         let spec = &opened.spec;
         if let Some(context) = self.context {
             model::plain::check_context(spec, context)?;
@@ -64,10 +70,14 @@ impl Inspect {
         let spec = &opened.spec;
         let experts = opened.experts();
         let mut expert_bytes = 0;
-        let mut expert_stored_bytes = 0;
+        let (mut expert_stored_bytes, mut shard_bytes) = (0, 0);
         if let Some(first) = experts.first() {
             let plan = ExpertPlan::new(&opened.checkpoint, spec, *first)?;
             (expert_bytes, expert_stored_bytes) = (plan.bytes(false) as u64, plan.stored_bytes());
+            for index in 0..spec.shards {
+                let shard = ExpertPlan::shard(&opened.checkpoint, spec, *first, index)?;
+                shard_bytes = shard_bytes.max(shard.bytes(false) as u64);
+            }
         }
         let context = self.context.unwrap_or(spec.context_max);
         let kv_values: usize = (0..spec.layers.len()).map(|l| spec.kv_values(l)).sum();
@@ -75,6 +85,7 @@ impl Inspect {
         Ok(Figures {
             expert_bytes,
             expert_stored_bytes,
+            shard_bytes,
             experts: experts.len(),
             trunk_bytes: TrunkPlan::new(&opened.checkpoint, spec).bytes()?,
             kv_bytes_per_token: 2 * kv_values as u64,
@@ -120,6 +131,9 @@ impl Inspect {
             bytes(f.expert_bytes),
             bytes(f.expert_stored_bytes)
         ));
+        if spec.shards > 1 {
+            lines.push(format!("  one of {:10} {}", format!("{} shards", spec.shards), bytes(f.shard_bytes)));
+        }
         lines.push(format!(
             "  all {:13} {}",
             format!("{} experts", f.experts),
@@ -175,6 +189,8 @@ impl Inspect {
             "attention": attention(spec),
             "stored_bytes": f.stored_bytes,
             "bytes_per_expert": f.expert_bytes,
+            "shards": spec.shards,
+            "bytes_per_shard": f.shard_bytes,
             "stored_bytes_per_expert": f.expert_stored_bytes,
             "expert_bytes": f.experts as u64 * f.expert_bytes,
             "trunk_bytes": f.trunk_bytes,

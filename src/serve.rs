@@ -153,6 +153,11 @@ impl Serve {
             .with_writer(std::io::stderr)
             .init();
         api::check_address(self.http, self.http_open, "--http-open")?;
+        if self.model.shards != 1 {
+            return Err("--shards: a cluster serves whole experts so far; `phalanx generate --shards` computes shards in \
+                        one process"
+                .into());
+        }
         let opened = Arc::new(session::open(self.model.model.as_deref())?);
         let texts = Arc::new(session::texts(self.model.model.as_deref())?);
         let admission = self.model.compute.admission()?;
@@ -347,6 +352,7 @@ impl Serve {
                 address: NAME.to_owned(),
             }],
             own_copy: Some(Arc::new(OwnCopy::new(Arc::clone(opened), None))),
+            experts_folder: None,
             limits,
             buffers: Buffers::new(4 * limits.window_bytes.data),
             batch_rows_max: BATCH_ROWS_MAX,

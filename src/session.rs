@@ -70,7 +70,7 @@ pub(crate) fn texts(model: Option<&Path>) -> Result<Texts, Failure> {
 impl Session {
     /// Loads all of a model.
     pub(crate) fn load(arguments: &ModelArguments) -> Result<Self, Failure> {
-        let opened = open(arguments.model.as_deref())?;
+        let opened = arguments.open()?;
         Self::load_opened(&opened, &arguments.compute, arguments.kv_memory)
     }
 

@@ -215,6 +215,36 @@ pub fn load(opened: &Opened, request: &Request<'_>, progress: &Progress) -> Resu
     finish(opened, request, gathered)
 }
 
+/// One shard of an expert, loaded.
+#[derive(Debug)]
+pub struct LoadedShard {
+    /// It.
+    pub block: Block,
+    /// The whole expert's digest, if it was asked for.
+    pub digest: Option<Digest>,
+    /// One line each: what a person should know of the weights.
+    pub warnings: Vec<String>,
+}
+
+/// Loads shard `index` of expert `id` on this thread: what one device holds. Where experts are not cut, that is all of
+/// it. With `digest` the whole expert is read and hashed, however small the shard.
+///
+/// Panics if the model has no such shard.
+pub fn load_shard(
+    opened: &Opened,
+    kernels: Kernels,
+    id: ExpertId,
+    index: usize,
+    digest: bool,
+) -> Result<LoadedShard, LoadError> {
+    let exact = exact(kernels);
+    let plan = ExpertPlan::shard(&opened.checkpoint, &opened.spec, id, index)?;
+    let mut reader = Reader::new(exact, digest);
+    let (block, digest) = plan.load(&Arc::new(Region::new(plan.bytes(exact))), &mut reader)?;
+    let warnings = warnings(reader.nan_tensors, reader.rounded_tensors);
+    Ok(LoadedShard { block, digest, warnings })
+}
+
 /// Class `f32` keeps values exactly as stored.
 fn exact(kernels: Kernels) -> bool {
     kernels.class().row_type() == RowType::F32
@@ -304,6 +334,12 @@ fn finish(opened: &Opened, request: &Request<'_>, gathered: Gathered) -> Result<
         manifest.trunk = request.known.trunk.or(all.map(Digest::of_parts));
         TrunkWeights { embedding, layers, norm, head }
     });
+    let warnings = warnings(gathered.nan, gathered.rounded);
+    Ok(Loaded { trunk, experts: gathered.experts, manifest, warnings })
+}
+
+/// What a person should know of tensors in which NaN was seen, or whose values were rounded.
+fn warnings(nan: Vec<String>, rounded: Vec<String>) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut warn = |mut tensors: Vec<String>, what: &str| {
         tensors.sort();
@@ -316,13 +352,10 @@ fn finish(opened: &Opened, request: &Request<'_>, gathered: Gathered) -> Result<
             warnings.push(format!("tensor `{first}`{others} {what}"));
         }
     };
+    warn(nan, "holds NaN: answers will be NaN where it is used; the file is damaged or the model diverged");
     warn(
-        gathered.nan,
-        "holds NaN: answers will be NaN where it is used; the file is damaged or the model diverged",
-    );
-    warn(
-        gathered.rounded,
+        rounded,
         "is stored with more precision than BF16 and was rounded; numeric class f32 keeps it exactly",
     );
-    Ok(Loaded { trunk, experts: gathered.experts, manifest, warnings })
+    warnings
 }

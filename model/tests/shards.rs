@@ -12,7 +12,7 @@ use phalanx_model::kernel::{
     Kernels, Matrix, NumericClass, Path, Placement, Region, RowType, RowsRef, Sink, Task, multiply,
     round_bf16,
 };
-use phalanx_model::load::Opened;
+use phalanx_model::load::{Opened, load_shard};
 use phalanx_model::plain::Unobserved;
 use phalanx_model::pool::Pool;
 use phalanx_model::rows::{RowBuffer, write_row};
@@ -217,6 +217,12 @@ fn a_shard_loaded_alone_is_that_shard() {
                     assert_eq!(of_one, digest, "{what}");
                     assert_eq!(alone.bytes(), plan.bytes(exact), "{what}");
                     assert!(alone.others.is_empty() && alone.down_bias.is_none() | (index == 0), "{what}");
+                    let kernels =
+                        kernels_of(if exact { NumericClass::F32 } else { NumericClass::Portable })[0];
+                    let loaded =
+                        load_shard(&opened, kernels, id, index, true).unwrap_or_else(|e| panic!("{e}"));
+                    assert_same_block(&loaded.block, wanted, &what);
+                    assert_eq!(loaded.digest, digest, "{what}");
                     let (unhashed, none) = load(&plan, exact, false);
                     assert_same_block(&unhashed, wanted, &what);
                     assert_eq!(none, None, "{what}");

@@ -169,6 +169,7 @@ fn start_node(
         devices: vec![1 << 30; 2],
         coordinators: vec![coordinator],
         own_copy: Some(Arc::new(OwnCopy::new(Arc::clone(opened), None))),
+        experts_folder: None,
         limits: Limits::default(),
         buffers: Buffers::new(1 << 30),
         batch_rows_max: BATCH_ROWS_MAX,

@@ -171,6 +171,7 @@ pub fn settings(truth: &Truth, name: &str, coordinators: Vec<CoordinatorAddress>
         devices: vec![1 << 30; 2],
         coordinators,
         own_copy: Some(Arc::new(OwnCopy::new(Arc::clone(&truth.opened), None))),
+        experts_folder: None,
         limits: Limits::default(),
         buffers: Pool::new(1 << 30),
         batch_rows_max: BATCH_ROWS_MAX,
