@@ -38,7 +38,12 @@ impl Life {
     }
 
     pub(super) fn cut(&self) -> LaneError {
-        LaneError::Cut(format!("{} is gone", self.peer))
+        LaneError::Cut(self.gone())
+    }
+
+    /// The same in words.
+    pub(super) fn gone(&self) -> String {
+        format!("{} is gone", self.peer)
     }
 
     fn closed(&self) -> LaneError {
@@ -49,7 +54,7 @@ impl Life {
         LaneError::Broken(format!("{}: {why}", self.peer))
     }
 
-    pub(super) fn failed_before(&self) -> LaneError {
+    fn failed_before(&self) -> LaneError {
         LaneError::Cut(format!("the lane with {} failed before", self.peer))
     }
 }
