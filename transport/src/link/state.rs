@@ -276,6 +276,10 @@ impl Link {
             self.counters.expired += 1;
             self.events.push_back(Event::Expired { dispatch });
         }
+        self.end_lost(Some(now));
+        if self.is_closed() {
+            return;
+        }
         self.judge(now);
         self.end_late_drain(now);
         if !self.is_closed() && now >= self.beat_next {
@@ -322,7 +326,7 @@ impl Link {
             Phase::Open => {
                 let beat = (!self.ending.finishing).then_some(self.beat_next);
                 let silence = self.listening().map(Rhythm::next);
-                let times = [beat, silence, self.ours.next_deadline(), self.ending.deadline];
+                let times = [beat, silence, self.ours.next_deadline(), self.ending.next()];
                 times.into_iter().flatten().min()
             }
             Phase::Closed(_) => None,
