@@ -1,6 +1,8 @@
 //! What every carrier promises.
 
 use std::collections::HashSet;
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use phalanx_transport::Frame;
@@ -154,12 +156,23 @@ pub(crate) async fn payloads_are_aligned_for_kernels(place: &AnyPlace) {
 async fn echo(peer: Peer, pool: Pool, mut inlet: Inlet, seed: u64) {
     let mut held = Vec::new();
     let mut numbers = Numbers(seed);
-    while let Ok(Some(frame)) = inlet.receive().await {
-        held.push(frame);
-        if held.len() < 1 + numbers.below(8) as usize && numbers.below(16) != 0 {
-            continue;
+    loop {
+        // Nobody waits while something is held.
+        let next = poll_fn(|context| match inlet.poll_receive(context) {
+            Poll::Pending if !held.is_empty() => Poll::Ready(None),
+            polled => polled.map(Some),
+        });
+        match next.await {
+            Some(Ok(Some(frame))) => {
+                held.push(frame);
+                if held.len() < 1 + numbers.below(8) as usize && numbers.below(16) != 0 {
+                    continue;
+                }
+            }
+            Some(_) => return,
+            None => {}
         }
-        // What is held goes back in any order, and everything before the next wait.
+        // What is held goes back in any order.
         while !held.is_empty() {
             let frame = held.swap_remove(numbers.below(held.len() as u64) as usize);
             let header = Header { kind: Kind::Return, payload_crc: 0, ..frame.header };
@@ -192,21 +205,12 @@ pub(crate) async fn thousands_of_dispatches_return_both_ways(place: &AnyPlace) {
     }
     let mut inlet = coordinator.data;
     let mut returned = HashSet::new();
-    // The echo holds some back until more comes; the last are shaken loose by dispatches of nothing.
-    let mut extra = DISPATCHES;
-    while (0..DISPATCHES).any(|id| !returned.contains(&id)) {
-        match tokio::time::timeout(Duration::from_millis(50), inlet.receive()).await {
-            Ok(frame) => {
-                let frame = frame.unwrap().unwrap();
-                assert!(returned.insert(frame.header.dispatch), "dispatch {} twice", frame.header.dispatch);
-                assert!(is_filled(&frame.payload, 21, frame.header.dispatch));
-            }
-            Err(_) => {
-                peer.send(plain(&coordinator_pool, Lane::Data, 21, extra, 0)).await.unwrap();
-                extra += 1;
-            }
-        }
+    while returned.len() < DISPATCHES as usize {
+        let frame = inlet.receive().await.unwrap().unwrap();
+        assert!(returned.insert(frame.header.dispatch), "dispatch {} twice", frame.header.dispatch);
+        assert!(is_filled(&frame.payload, 21, frame.header.dispatch));
     }
+    assert!(returned.iter().all(|id| *id < DISPATCHES));
     for sender in senders {
         sender.await.unwrap();
     }
@@ -268,9 +272,9 @@ pub(crate) async fn those_who_wait_for_credit_are_served_in_order(place: &AnyPla
             async move { peer.send(frame).await }
         });
         // Polled once, so that it stands in line before the next comes.
-        std::future::poll_fn(|context| {
+        poll_fn(|context| {
             assert!(sending.as_mut().poll(context).is_pending(), "there is no room");
-            std::task::Poll::Ready(())
+            Poll::Ready(())
         })
         .await;
         waiting.push(tokio::spawn(sending));
