@@ -728,3 +728,79 @@ pub(crate) async fn a_drain_is_told_to_those_in_line(place: &AnyPlace) {
     draining.abort();
     drop((listener, coordinator));
 }
+
+/// Time spent in line is time: what goes says how much of it is left, be it nothing.
+pub(crate) async fn waiting_in_line_takes_of_a_dispatchs_time(place: &AnyPlace) {
+    const IN_LINE: Duration = Duration::from_millis(20);
+    let Pair { node, node_pool, mut coordinator, listener, .. } = pair(place, small_limits()).await;
+    let mut number = 0;
+    while node.peer.try_send(plain(&node_pool, Lane::Data, 98, number, 1 << 20)).is_ok() {
+        number += 1;
+    }
+    let mut waiting = Vec::new();
+    for remaining_us in [60_000_000, 1_000] {
+        let (peer, mut frame) = (node.peer.clone(), plain(&node_pool, Lane::Data, 98, number, 1 << 20));
+        frame.header.remaining_us = remaining_us;
+        number += 1;
+        let mut sending = Box::pin(async move { peer.send(frame).await });
+        poll_fn(|context| {
+            assert!(sending.as_mut().poll(context).is_pending(), "there is no room");
+            Poll::Ready(())
+        })
+        .await;
+        waiting.push(sending);
+    }
+    let began = Instant::now();
+    while began.elapsed() < IN_LINE {
+        node.peer.probe(10).await.unwrap();
+    }
+    let waiting = tokio::spawn(async move {
+        for sending in waiting {
+            sending.await.unwrap();
+        }
+        node
+    });
+    let mut remaining = Vec::new();
+    for about in 0..number {
+        let frame = coordinator.data.receive().await.unwrap().unwrap();
+        assert_eq!(frame.header.dispatch, about);
+        remaining.push(frame.header.remaining_us);
+    }
+    let (last, first) = (remaining.pop().unwrap(), remaining.pop().unwrap());
+    assert!(remaining.iter().all(|left| *left == 60_000_000), "those that did not wait: {remaining:?}");
+    assert!((1..60_000_000 - IN_LINE.as_micros() as u32).contains(&first), "{first}");
+    assert_eq!(last, 0);
+    drop((waiting.await.unwrap(), listener));
+}
+
+/// Rows that several hold are one frame, and its room is given back with the last of them.
+pub(crate) async fn a_shared_frame_is_room_until_the_last_lets_go(place: &AnyPlace) {
+    const BYTES: usize = 1 << 20;
+    let Pair { node, node_pool, mut coordinator, listener, .. } = pair(place, small_limits()).await;
+    let mut sent = 0;
+    let refused = loop {
+        match node.peer.try_send(plain(&node_pool, Lane::Weights, 99, sent, BYTES)) {
+            Ok(()) => sent += 1,
+            Err(SendError::NoCredit { frame, .. }) => break frame,
+            Err(other) => panic!("{other}"),
+        }
+    };
+    let mut held = Vec::new();
+    for _ in 0..sent {
+        held.push(std::sync::Arc::new(coordinator.weights.receive().await.unwrap().unwrap()));
+    }
+    let others = held.clone();
+    drop(held);
+    // What was released would be told before an echo of the peer's next probe.
+    coordinator.peer.probe(0).await.unwrap();
+    let refused = match node.peer.try_send(refused) {
+        Err(SendError::NoCredit { frame, .. }) => frame,
+        other => panic!("somebody holds them: {other:?}"),
+    };
+    for (frame, number) in others.iter().zip(0..) {
+        assert!(is_filled(&frame.payload, 99, number));
+    }
+    drop(others);
+    node.peer.send(refused).await.unwrap();
+    drop((listener, coordinator));
+}
