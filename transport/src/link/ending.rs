@@ -5,7 +5,8 @@
 use std::time::{Duration, Instant};
 
 use super::ended::{Broken, Ended, Reason, Why};
-use super::state::{Event, Link, Phase, Side};
+use super::event::Event;
+use super::state::{Link, Phase, Side};
 use crate::Lane;
 use crate::wire::PerLane;
 use crate::wire::control::{CloseReason, Control, Refusal, words};

@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use super::credit::SendRefused;
 use super::ended::Broken;
+use super::event::Event;
 use super::id_map::NotTaken;
 use super::in_flight::{DispatchRefused, Returned};
-use super::state::{Event, Link, Phase, Side, State};
+use super::state::{Link, Phase, Side, State};
 use crate::Lane;
 
 /// Stands for a value where only the id matters.

@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use tokio::task::AbortHandle;
 
 use super::doorbell::Bell;
-use super::lane::Life;
+use super::end::Life;
 use crate::buffer::Pool;
 use crate::carrier::stream::{ByteSink, ByteSource, StreamReceiver, StreamSender, descriptor};
 use crate::carrier::{LaneEnds, LaneSettings};
