@@ -150,6 +150,8 @@ impl Serve {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::new("info"))
+            // Whoever read standard error may have gone; that is no reason to end.
+            .log_internal_errors(false)
             .with_writer(std::io::stderr)
             .init();
         api::check_address(self.http, self.http_open, "--http-open")?;
@@ -228,7 +230,8 @@ impl Serve {
         for address in &self.nodes {
             let acceptor = acceptor(address, self, tls.as_ref(), authority.as_ref(), &buffers).await?;
             let listener = end.listen(acceptor);
-            show(&format!("nodes are taken in at {}\n", listener.address()))?;
+            let carrier = if address.starts_with("quic:") { "quic:" } else { "" };
+            show(&format!("nodes are taken in at {carrier}{}\n", listener.address()))?;
             listeners.push(listener);
         }
         let carrier = MemoryCarrier::default();

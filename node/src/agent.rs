@@ -27,6 +27,7 @@ use transport::wire::control::{CloseReason, words};
 use crate::batcher::LinkId;
 use crate::device::Device;
 use crate::expert::{Fall, LinkEnded};
+use crate::fetch::{Asks, Fetcher};
 use crate::handle::{Command, NodeStatus};
 use crate::holdings::{Action, Holdings};
 use crate::loader::{Errand, Loaded, Loader};
@@ -35,7 +36,6 @@ use crate::receive::Floor;
 use crate::returns::RowShape;
 use crate::session::{Linked, Over, Told, Unlinked};
 use crate::settings::Settings;
-use crate::fetch::{Asks, Fetcher};
 use crate::source::Source;
 use crate::supervisor::{ActorFell, DeviceSupervisor, Remove, Take};
 

@@ -109,7 +109,11 @@ fn log(format: LogFormat, level: &str) -> Result<(), Failure> {
     let filter = EnvFilter::try_new(level).map_err(|why| {
         format!("--log-level {level}: {why}; write for example info, or info,phalanx_node=debug")
     })?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Whoever read standard error may have gone; that is no reason to end.
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .log_internal_errors(false)
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Lines => log.with_ansi(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),

@@ -47,8 +47,8 @@ pub(crate) type Place = fn(layer: u32, expert: u32, nodes: u32) -> Vec<u32>;
 /// A cluster that serves.
 pub(crate) struct Conductor {
     pub(crate) data: Addr<DataActor>,
-    pub(crate) nodes: Vec<NodeHandle>,
-    pub(crate) observed: mpsc::UnboundedReceiver<Observation>,
+    _nodes: Vec<NodeHandle>,
+    _observed: mpsc::UnboundedReceiver<Observation>,
     _runtime: Runtime,
     _notices: Vec<Notices>,
 }
@@ -115,7 +115,7 @@ impl Conductor {
             notices.push(take_in(&mut listener, &data, config, &placement, LinkId(link)).await);
         }
         data.send(Published(Arc::new(placement))).await.unwrap();
-        Self { data, nodes: handles, observed, _runtime: runtime, _notices: notices }
+        Self { data, _nodes: handles, _observed: observed, _runtime: runtime, _notices: notices }
     }
 
     /// Asks, and waits for the whole answer.

@@ -18,7 +18,6 @@ use model::trunk::{Trunk, Workspace};
 pub(crate) struct Oracle {
     pub(crate) opened: Arc<Opened>,
     pub(crate) config: Vec<u8>,
-    pub(crate) kernels: Kernels,
     trunk: Trunk,
     experts: LocalExperts,
     pool: Arc<Pool>,
@@ -47,7 +46,6 @@ impl Oracle {
             work: Workspace::new(kernels),
             opened,
             config,
-            kernels,
             pool,
         }
     }
