@@ -162,7 +162,6 @@ impl Exchange {
         let dispatch = self.ledger.open(to, self.taken.iter().map(|taken| taken.entry));
         actor.open += 1;
         actor.outstanding += rows;
-        actor.rows_sent += u64::from(rows);
         actor.last_sent = dispatch;
         frame.back += back_bytes(rows.into(), self.settings.return_row_bytes);
         let first = self.outgoing.indices.len() as u32;
@@ -237,9 +236,7 @@ impl Exchange {
         let payload = payload_bytes(groups, indices, rows, self.settings.row_bytes);
         let link = &mut self.router.links[link_at as usize];
         let charge = charge(payload);
-        link.out_used += charge;
-        link.back_used += frame.back;
-        link.open += groups as u32;
+        link.take_room(charge, frame.back, groups as u32);
         link.bytes_out += HEADER_BYTES as u64 + payload;
         link.frames += 1;
         for &actor in &self.composed {

@@ -213,10 +213,8 @@ impl Exchange {
             self.fail(row, why);
         }
         let time_max = self.settings.dispatch_time_max;
-        while let Some(at) = self.ledger.first() {
-            if self.ledger.get(at).sent + time_max > now {
-                break;
-            }
+        while self.ledger.next_overdue(time_max).is_some_and(|at| at <= now) {
+            let Some(at) = self.ledger.first() else { break };
             self.settle_overdue(at);
         }
         while let Some(queue) = self.router.poll_pause(now) {
@@ -263,7 +261,7 @@ impl Exchange {
                 self.router.rotate_active();
                 continue;
             };
-            if !link.has_room() {
+            if !link.has_room {
                 self.router.block_first();
                 continue;
             }

@@ -27,9 +27,11 @@ struct Piece {
 
 /// One dispatch: one group that was sent.
 #[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
 pub(super) struct Dispatch {
     pub(super) id: u64,
-    pub(super) sent: Instant,
+    /// When, in nanoseconds since the first.
+    pub(super) sent: u64,
     pub(super) link: u32,
     pub(super) actor: u32,
     pub(super) frame: u32,
@@ -85,6 +87,8 @@ pub(super) struct Ledger {
     of_all: Ends,
     id_next: u64,
     open: u32,
+    /// When the first was sent.
+    began: Option<Instant>,
 }
 
 impl Ledger {
@@ -101,7 +105,14 @@ impl Ledger {
             of_all: NO_ENDS,
             id_next: 1,
             open: 0,
+            began: None,
         }
+    }
+
+    /// Nanoseconds since the first dispatch: eight bytes instead of an instant's sixteen.
+    pub(super) fn nanos(&self, now: Instant) -> u64 {
+        let elapsed = now.saturating_duration_since(self.began.unwrap_or(now));
+        elapsed.as_secs() * 1_000_000_000 + u64::from(elapsed.subsec_nanos())
     }
 
     pub(super) fn open_count(&self) -> u32 {
@@ -160,9 +171,10 @@ impl Ledger {
         let id = self.id_next;
         self.id_next += 1;
         let To { link, actor, frame, epoch, was_alone, is_retry, now } = to;
+        self.began.get_or_insert(now);
         let mut dispatch = Dispatch {
             id,
-            sent: now,
+            sent: self.nanos(now),
             link,
             actor,
             frame,
@@ -242,7 +254,8 @@ impl Ledger {
 
     /// When the next dispatch is overdue.
     pub(super) fn next_overdue(&self, time_max: Duration) -> Option<Instant> {
-        self.first().map(|at| self.dispatches[at as usize].sent + time_max)
+        let sent = self.dispatches[self.first()? as usize].sent;
+        self.began.map(|began| began + Duration::from_nanos(sent) + time_max)
     }
 
     fn write(&mut self, mut entries: impl ExactSizeIterator<Item = Entry>) -> u32 {

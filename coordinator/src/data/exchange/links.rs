@@ -23,36 +23,41 @@ pub(super) struct Lane {
 
 const NO_LANE: Lane = Lane { first: NONE, last: NONE, next: NONE, is_listed: false };
 
-/// One session with one node.
+/// One session with one node. Its first cache line is what choosing a replica needs, the second the room.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Link {
-    pub(super) id: LinkId,
-    pub(super) node: NodeId,
-    /// Counts links in the order in which they opened.
-    pub(super) opened: u64,
-    /// It may be sent on, until it has ended.
-    pub(super) is_open: bool,
-    pub(super) room: LinkRoom,
     /// Credit of frames that one actor may have a part in: half of it, so that one that is slow leaves room for the
     /// others.
     held_max: u64,
-    pub(super) out_used: u64,
-    pub(super) back_used: u64,
-    pub(super) open: u32,
     /// The least that a frame takes.
     out_min: u64,
-    back_min: u64,
-    payload_min: u64,
-    lanes: Vec<Lane>,
+    pub(super) id: LinkId,
     lane_first: u32,
     lane_last: u32,
+    /// A frame of one row may be sent now.
+    pub(super) has_room: bool,
+    /// It may be sent on, until it has ended.
+    pub(super) is_open: bool,
     /// It stands among the links that frames are made for.
     pub(super) is_active: bool,
-    /// Actors that came into a lane since the link was last found full, and are not the only ones of their expert.
-    pub(super) fresh: Vec<u32>,
+    lanes: Vec<Lane>,
+
+    pub(super) room: LinkRoom,
+    pub(super) out_used: u64,
+    pub(super) back_used: u64,
+    back_min: u64,
+    pub(super) open: u32,
+    pub(super) node: NodeId,
+
     pub(super) bytes_out: u64,
     pub(super) bytes_back: u64,
     pub(super) frames: u64,
+    /// Actors that were offered something alone since the link was last found full, and are not the only ones of their
+    /// expert.
+    pub(super) fresh: Vec<u32>,
+    /// Counts links in the order in which they opened.
+    pub(super) opened: u64,
 }
 
 /// What a group takes of `back_bytes` when it comes back alone.
@@ -71,52 +76,65 @@ fn payload_within(charge: u64) -> u64 {
 }
 
 impl Link {
+    /// None, where not even one row fits through.
     pub(super) fn new(
         id: LinkId,
         node: NodeId,
         room: LinkRoom,
         opened: u64,
         settings: &ExchangeSettings,
-    ) -> Self {
+    ) -> Option<Self> {
         let payload_min = payload_bytes(1, 1, 1, settings.row_bytes);
         let out_min = charge(payload_min);
-        Self {
-            id,
-            node,
-            opened,
-            is_open: true,
-            room,
+        let back_min = back_bytes(1, settings.return_row_bytes);
+        let carries_a_row = room.out_bytes >= out_min
+            && room.back_bytes >= back_min
+            && room.payload_bytes >= payload_min
+            && room.dispatches > 0;
+        carries_a_row.then(|| Self {
             held_max: (room.out_bytes / 2).max(out_min),
-            out_used: 0,
-            back_used: 0,
-            open: 0,
             out_min,
-            back_min: back_bytes(1, settings.return_row_bytes),
-            payload_min,
-            lanes: Vec::new(),
+            id,
             lane_first: NONE,
             lane_last: NONE,
+            has_room: true,
+            is_open: true,
             is_active: false,
-            fresh: Vec::new(),
+            lanes: Vec::new(),
+            room,
+            out_used: 0,
+            back_used: 0,
+            back_min,
+            open: 0,
+            node,
             bytes_out: 0,
             bytes_back: 0,
             frames: 0,
-        }
+            fresh: Vec::new(),
+            opened,
+        })
     }
 
-    /// A row fits through it at all.
-    pub(super) fn carries_a_row(&self) -> bool {
-        self.room.out_bytes >= self.out_min
-            && self.room.back_bytes >= self.back_min
-            && self.room.payload_bytes >= self.payload_min
-            && self.room.dispatches > 0
+    /// Takes the room of a frame and its groups.
+    pub(super) fn take_room(&mut self, out: u64, back: u64, dispatches: u32) {
+        self.out_used += out;
+        self.back_used += back;
+        self.open += dispatches;
+        self.see_room();
     }
 
-    /// A frame of one row may be sent now.
-    pub(super) fn has_room(&self) -> bool {
-        self.room.back_bytes.saturating_sub(self.back_used) >= self.back_min
-            && self.room.out_bytes.saturating_sub(self.out_used) >= self.out_min
-            && self.open < self.room.dispatches
+    /// Gives back the room of a dispatch, and of its frame if it was the last one.
+    pub(super) fn give_room(&mut self, out: u64, back: u64) {
+        self.out_used -= out;
+        self.back_used -= back;
+        self.open -= 1;
+        self.see_room();
+    }
+
+    fn see_room(&mut self) {
+        self.has_room = self.room.back_bytes - self.back_used >= self.back_min
+            && self.room.out_bytes - self.out_used >= self.out_min
+            && self.open < self.room.dispatches;
     }
 
     /// The longest payload that may be sent now. There is room.

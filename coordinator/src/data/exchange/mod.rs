@@ -21,12 +21,13 @@
 //!
 //! **Bounds.** A slot waits at most once, so all queues together are bounded by the slots there are. What is out is
 //! bounded on each link by its [`LinkRoom`], and on each actor by half of its link's: a frame's room is free again only
-//! when its last group is back, so what an actor holds is counted in rows of the *frames* that it has a part in. All the
-//! room of a frame is taken in one step, or none: nobody holds one resource while he waits for another.
+//! when its last group is back, so what an actor holds is counted in the credit of the *frames* that it has a part in.
+//! All the room of a frame is taken in one step, or none: nobody holds one resource while he waits for another.
 //!
 //! **A return is taken if and only if** its dispatch is open on its link and its slot is empty. Slots are used again
 //! when their row comes back at its next layer, so an attempt remembers the life of the row that it was made in: one
-//! that outlived it finds no slot.
+//! that outlived it finds no slot. A row that failed or was cancelled is handed back only when nothing of it is out, so
+//! that nodes never have more to do than there are rows.
 
 mod compose;
 mod counters;

@@ -104,12 +104,12 @@ fn seen(actor: &Actor) -> ActorSeen {
         actor: actor.id,
         seat: Seat { node: actor.node, device: actor.device },
         outstanding: actor.outstanding,
-        rows_sent: actor.rows_sent,
+        rows_sent: actor.rows_returned + actor.rows_lost + u64::from(actor.outstanding),
         rows_returned: actor.rows_returned,
         dispatches_returned: actor.dispatches_returned,
         refused: actor.refused,
-        service_sum: actor.service_sum,
-        service_recent: actor.service_recent,
+        service_sum: Duration::from_nanos(actor.service_ns_sum),
+        service_recent: Duration::from_nanos(actor.service_ns_recent),
         is_paused: actor.pause != Pause::No || actor.overdue > 0,
     }
 }

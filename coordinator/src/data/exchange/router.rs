@@ -9,7 +9,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use transport::wire::cluster::ActorId;
 
@@ -20,6 +20,7 @@ use crate::placement::NodeId;
 
 /// One shard of one expert, and what waits for it.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(super) struct Queue {
     pub(super) layer: u32,
     pub(super) expert: u32,
@@ -45,12 +46,11 @@ pub(super) enum Pause {
     NotServing,
 }
 
-/// One actor, seen from here.
+/// One actor, seen from here. Of its two cache lines the first is what a dispatch on its way out needs.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Actor {
     pub(super) id: ActorId,
-    pub(super) node: NodeId,
-    pub(super) device: u16,
     pub(super) queue: u32,
     /// The link to its node.
     pub(super) link: u32,
@@ -62,15 +62,7 @@ pub(super) struct Actor {
     pub(super) open: u32,
     /// Of these, overdue.
     pub(super) overdue: u32,
-    /// Credit of all open frames that it has a part in.
-    pub(super) held: u64,
-    /// The dispatch that it got last.
-    pub(super) last_sent: u64,
     pub(super) pause: Pause,
-    /// The last pause for being busy or late; none since something came back.
-    pub(super) backoff: Duration,
-    /// Names the pause: an older one that ends says nothing.
-    pause_number: u32,
     is_in_lane: bool,
     is_fresh: bool,
     pub(super) is_reserved: bool,
@@ -78,12 +70,24 @@ pub(super) struct Actor {
     pub(super) is_retrying: bool,
     /// The placement has it no more.
     pub(super) is_gone: bool,
-    pub(super) rows_sent: u64,
+    /// Credit of all open frames that it has a part in.
+    pub(super) held: u64,
+    /// The dispatch that it got last.
+    pub(super) last_sent: u64,
+
     pub(super) rows_returned: u64,
+    /// Rows that were sent to it and did not come back.
+    pub(super) rows_lost: u64,
     pub(super) dispatches_returned: u64,
     pub(super) refused: u64,
-    pub(super) service_sum: Duration,
-    pub(super) service_recent: Duration,
+    pub(super) service_ns_sum: u64,
+    pub(super) service_ns_recent: u64,
+    pub(super) node: NodeId,
+    /// Names the pause: an older one that ends says nothing.
+    pause_number: u32,
+    /// The last pause for being busy or late; none since something came back.
+    pub(super) backoff_ms: u32,
+    pub(super) device: u16,
 }
 
 impl Actor {
@@ -182,19 +186,19 @@ impl Router {
             held: 0,
             last_sent: 0,
             pause: Pause::No,
-            backoff: Duration::ZERO,
+            backoff_ms: 0,
             pause_number: 0,
             is_in_lane: false,
             is_fresh: false,
             is_reserved: false,
             is_retrying: false,
             is_gone: false,
-            rows_sent: 0,
+            rows_lost: 0,
             rows_returned: 0,
             dispatches_returned: 0,
             refused: 0,
-            service_sum: Duration::ZERO,
-            service_recent: Duration::ZERO,
+            service_ns_sum: 0,
+            service_ns_recent: 0,
         };
         match self.actors_free.pop() {
             Some(at) => {
@@ -258,7 +262,7 @@ impl Router {
             if !self.takes(actor) {
                 continue;
             }
-            let key = (!self.links[actor.link as usize].has_room(), actor.outstanding);
+            let key = (!self.links[actor.link as usize].has_room, actor.outstanding);
             if best.is_none_or(|(best, _)| key < best) {
                 best = Some((key, at));
             }
@@ -288,7 +292,7 @@ impl Router {
             if actor.is_retrying || actor.open > 0 {
                 return;
             }
-            if self.links[actor.link as usize].has_room() {
+            if self.links[actor.link as usize].has_room {
                 return self.enter_lane(reserved, true);
             }
             self.release(reserved);
@@ -296,7 +300,7 @@ impl Router {
         let key = |at: &u32| {
             let actor = &self.actors[*at as usize];
             let is_usable = self.is_usable(actor);
-            is_usable.then(|| (!self.links[actor.link as usize].has_room(), actor.outstanding, *at))
+            is_usable.then(|| (!self.links[actor.link as usize].has_room, actor.outstanding, *at))
         };
         // The first of those with the least; `min_by_key` would do, if keys could be left out.
         let best = self
@@ -410,7 +414,7 @@ impl Router {
     /// A link has room, or got something to send.
     pub(super) fn activate(&mut self, at: u32) {
         let link = &mut self.links[at as usize];
-        if !link.is_active && link.has_room() && link.lane_first().is_some() {
+        if !link.is_active && link.has_room && link.lane_first().is_some() {
             link.is_active = true;
             self.active.push_back(at);
         }

@@ -89,12 +89,9 @@ impl Router {
         room: LinkRoom,
         settings: &ExchangeSettings,
     ) {
-        let link = Link::new(id, node, room, self.links_opened, settings);
+        // Where nothing could ever be sent the node is no holder of anything.
+        let Some(link) = Link::new(id, node, room, self.links_opened, settings) else { return };
         self.links_opened += 1;
-        if !link.carries_a_row() {
-            // Nothing could ever be sent: the node is no holder of anything.
-            return;
-        }
         let at = match self.links_free.pop() {
             Some(at) => {
                 self.links[at as usize] = link;

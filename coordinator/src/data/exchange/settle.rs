@@ -48,13 +48,12 @@ impl Exchange {
         let room = self.ledger.frame_mut(dispatch.frame);
         room.groups_open -= 1;
         let FrameRoom { charge, groups_open } = *room;
-        let link = &mut self.router.links[dispatch.link as usize];
+        let (mut out, back) = (0, back_bytes(dispatch.rows.into(), self.settings.return_row_bytes));
         if groups_open == 0 {
-            link.out_used -= charge;
+            out = charge;
             self.ledger.end_frame(dispatch.frame);
         }
-        link.back_used -= back_bytes(dispatch.rows.into(), self.settings.return_row_bytes);
-        link.open -= 1;
+        self.router.links[dispatch.link as usize].give_room(out, back);
         let actor = &mut self.router.actors[dispatch.actor as usize];
         actor.outstanding -= dispatch.rows;
         actor.open -= 1;
@@ -90,9 +89,10 @@ impl Exchange {
             }
             Reason::Busy | Reason::Late => {
                 let ExchangeSettings { backoff_min, backoff_max, .. } = self.settings;
-                actor.backoff = (actor.backoff * 2).clamp(backoff_min, backoff_max);
+                let (least, most) = (backoff_min.as_millis() as u32, backoff_max.as_millis() as u32);
+                actor.backoff_ms = (actor.backoff_ms * 2).clamp(least, most.max(least));
                 if actor.pause != Pause::NotServing {
-                    let until = now + actor.backoff;
+                    let until = now + Duration::from_millis(actor.backoff_ms.into());
                     self.router.pause(actor_at, Pause::Busy, until);
                 }
                 self.settle(dispatch, end, alone, false);
@@ -119,6 +119,7 @@ impl Exchange {
     /// The rows in `entries` of an attempt that has ended: those that nobody else may fill are sent again, or fail.
     fn settle(&mut self, dispatch: &Dispatch, end: AttemptEnd, again: Again, is_convicted: bool) {
         let queue_at = self.queue_of(dispatch);
+        self.router.actors[dispatch.actor as usize].rows_lost += u64::from(dispatch.rows);
         let mut begins_group = true;
         let count = self.entries.len();
         for index in 0..count {
@@ -266,14 +267,14 @@ impl Exchange {
     /// What a return says of its actor.
     pub(super) fn observe(&mut self, dispatch: &Dispatch, now: Instant) {
         let actor = &mut self.router.actors[dispatch.actor as usize];
-        let took = now.saturating_duration_since(dispatch.sent);
-        actor.backoff = Duration::ZERO;
+        let took = self.ledger.nanos(now).saturating_sub(dispatch.sent);
+        actor.backoff_ms = 0;
         actor.rows_returned += u64::from(dispatch.rows);
         actor.dispatches_returned += 1;
-        actor.service_sum += took;
-        actor.service_recent = match actor.dispatches_returned {
+        actor.service_ns_sum += took;
+        actor.service_ns_recent = match actor.dispatches_returned {
             1 => took,
-            _ => (actor.service_recent * 7 + took) / 8,
+            _ => (actor.service_ns_recent * 7 + took) / 8,
         };
     }
 }
