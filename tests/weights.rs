@@ -147,7 +147,8 @@ impl Place {
     async fn served(&mut self, asks: &Arc<Asks>, model: &Arc<OpenedModel>) -> Peer {
         let weights = Weights::new(Arc::clone(model), Pool::new(64 << 20));
         let mut to = None;
-        self.link(asks, move |peer, ask| to.get_or_insert_with(|| weights.to(peer.clone())).handle_ask(ask)).await
+        self.link(asks, move |peer, ask| to.get_or_insert_with(|| weights.to(peer.clone())).handle_ask(ask))
+            .await
     }
 }
 
@@ -213,7 +214,17 @@ async fn all_experts_come_and_are_kept(mut place: Place, data: &Path) {
     for some in all.chunks(4) {
         let under_way: Vec<_> = some
             .iter()
-            .map(|(id, digest)| (*id, *digest, tokio::spawn({ let first = Arc::clone(&first); let (id, digest) = (*id, *digest); async move { fetch(&first, id, digest).await } })))
+            .map(|(id, digest)| {
+                (
+                    *id,
+                    *digest,
+                    tokio::spawn({
+                        let first = Arc::clone(&first);
+                        let (id, digest) = (*id, *digest);
+                        async move { fetch(&first, id, digest).await }
+                    }),
+                )
+            })
             .collect();
         for (id, digest, result) in under_way {
             check(&fetched(result.await.expect("it does not panic")), &model, id, digest);
@@ -286,7 +297,12 @@ fn what_is_damaged_on_disk_is_received_again() {
         let file = folder.join("model.safetensors");
         let whole = std::fs::read(&file).expect("kept");
         let damages: [Vec<u8>; 4] = [
-            { let mut bytes = whole.clone(); let last = bytes.len() - 1; bytes[last] ^= 1; bytes },
+            {
+                let mut bytes = whole.clone();
+                let last = bytes.len() - 1;
+                bytes[last] ^= 1;
+                bytes
+            },
             whole[..whole.len() - 1].to_vec(),
             vec![0; whole.len()],
             Vec::new(),
@@ -429,7 +445,8 @@ fn a_peer_that_stops_sending_is_said_to_have_stopped() {
                 assert!(peer.try_send(frame(ask, &whole[..5000])).is_ok());
             })
             .await;
-        let fetcher = Fetcher::new(Arc::clone(&asks), Arc::clone(&model.spec), model.config_digest, data.path());
+        let fetcher =
+            Fetcher::new(Arc::clone(&asks), Arc::clone(&model.spec), model.config_digest, data.path());
         let fetcher = Arc::new(fetcher.with_silence_max(Duration::from_millis(200)));
         let said = why(fetch(&fetcher, id, digest).await);
         assert!(said.starts_with("front sent nothing for 200ms, after 5000 bytes of"), "{said}");
