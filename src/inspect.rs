@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use model::kernel::{Kernels, NumericClass, RowType};
+use model::kernel::RowType;
 use model::kv::KvCache;
-use model::load::{self, Opened, Progress, Request};
+use model::load::Opened;
 use model::spec::{Attention, FeedForward, Quantization, Spec};
-use model::weights::{DigestCache, ExpertPlan, Manifest, TrunkPlan};
+use model::weights::{ExpertPlan, Manifest, TrunkPlan};
 use serde_json::json;
 
 use crate::Failure;
-use crate::output::{bytes, show, with_progress};
-use crate::session::{digest_cache, open, remember};
+use crate::output::{bytes, show};
+use crate::session::{digests, open};
 
 /// What a checkpoint is, and what it needs.
 #[derive(Debug, Args)]
@@ -235,35 +235,4 @@ fn quantization(spec: &Spec) -> &'static str {
         Some(Quantization::Fp8 { .. }) => ", FP8, widened to BF16 in memory",
         Some(Quantization::Mxfp4) => ", experts MXFP4, widened to BF16 in memory",
     }
-}
-
-/// All digests, part by part: each is read, packed, hashed and dropped.
-fn digests(opened: &Opened) -> Result<Manifest, Failure> {
-    let cache = digest_cache(opened);
-    let known = cache.as_ref().map(DigestCache::load).unwrap_or_default();
-    let kernels = Kernels::for_class(NumericClass::Portable)?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let progress = Progress::default();
-    let mut manifest = known.clone();
-    let experts = opened.experts();
-    with_progress(&progress, || -> Result<(), Failure> {
-        let mut read = |trunk: bool, experts: &[_]| -> Result<(), Failure> {
-            let known = &Manifest::default();
-            let request = Request { kernels, threads, trunk, experts, digests: true, known };
-            manifest.merge(&load::load(opened, &request, &progress)?.manifest);
-            Ok(())
-        };
-        if known.trunk.is_none() {
-            read(true, &[])?;
-        }
-        let missing: Vec<_> = experts.iter().copied().filter(|id| !known.experts.contains_key(id)).collect();
-        // Some at a time, so that a model larger than memory can be hashed.
-        for some in missing.chunks(64) {
-            read(false, some)?;
-        }
-        Ok(())
-    })?;
-    manifest.config = Some(opened.config_digest);
-    remember(cache.as_ref(), &known, &manifest);
-    Ok(manifest)
 }

@@ -30,10 +30,12 @@ use crate::expert::{Fall, LinkEnded};
 use crate::handle::{Command, NodeStatus};
 use crate::holdings::{Action, Holdings};
 use crate::loader::{Errand, Loaded, Loader};
+use crate::post::post;
 use crate::receive::Floor;
 use crate::returns::RowShape;
 use crate::session::{Linked, Over, Told, Unlinked};
 use crate::settings::Settings;
+use crate::fetch::{Asks, Fetcher};
 use crate::source::Source;
 use crate::supervisor::{ActorFell, DeviceSupervisor, Remove, Take};
 
@@ -56,6 +58,8 @@ pub struct Agent {
     loading: HashMap<u64, (Assignment, Arc<AtomicBool>)>,
     /// What coordinators know of what actors do.
     loads_told: HashMap<ActorId, Load>,
+    /// What is asked of coordinators over their weights lanes.
+    asks: Arc<Asks>,
     /// Sessions that go on dialling.
     sessions_left: usize,
     is_last: watch::Sender<bool>,
@@ -135,12 +139,13 @@ pub(crate) struct Parts {
     pub(crate) loader: Arc<Loader>,
     pub(crate) devices: Vec<(Arc<dyn Device>, Addr<DeviceSupervisor>)>,
     pub(crate) floor: Rc<Floor>,
+    pub(crate) asks: Arc<Asks>,
     pub(crate) is_last: watch::Sender<bool>,
 }
 
 impl Agent {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { settings, row, loader, devices, floor, is_last } = parts;
+        let Parts { settings, row, loader, devices, floor, asks, is_last } = parts;
         let sessions_left = settings.coordinators.len();
         Self {
             settings,
@@ -148,6 +153,7 @@ impl Agent {
             loader,
             devices,
             floor,
+            asks,
             holdings: Holdings::default(),
             model: None,
             sessions: HashMap::new(),
@@ -194,8 +200,14 @@ impl Agent {
                 }
                 is_same
             });
-            let source = own.map(|own| own as Arc<dyn Source>);
-            self.model = Some(Model { config, spec: Arc::new(spec), shards: joined.shards, source });
+            let spec = Arc::new(spec);
+            let fetcher = || {
+                let folder = self.settings.experts_folder.as_deref()?;
+                let fetcher = Fetcher::new(Arc::clone(&self.asks), Arc::clone(&spec), config, folder);
+                Some(Arc::new(fetcher) as Arc<dyn Source>)
+            };
+            let source = own.map(|own| own as Arc<dyn Source>).or_else(fetcher);
+            self.model = Some(Model { config, spec, shards: joined.shards, source });
         }
         let Some(session) = self.sessions.get_mut(&link) else { return Ok(()) };
         session.is_joined = true;
@@ -230,7 +242,7 @@ impl Agent {
                 }
                 Action::Remove(assignment) => {
                     if let Some((_, supervisor)) = self.devices.get(usize::from(assignment.device)) {
-                        supervisor.do_send(Remove(assignment.actor));
+                        post(supervisor, Remove(assignment.actor));
                     }
                 }
                 Action::Say { to, what } => {
@@ -257,7 +269,9 @@ impl Agent {
             return Err(format!("the model has no expert {expert} in layer {layer}"));
         }
         let Some(source) = &model.source else {
-            return Err("this node has no copy of the checkpoint; start it with --model DIR".to_owned());
+            return Err("this node has no copy of the checkpoint and no folder to keep what it is sent; start it with \
+                        --model DIR, or with --data DIR"
+                .to_owned());
         };
         Ok(Errand {
             ticket,
@@ -326,7 +340,7 @@ impl Agent {
             if let Some((_, supervisor)) =
                 self.holdings.assignment(actor).and_then(|it| self.devices.get(usize::from(it.device)))
             {
-                supervisor.do_send(Remove(actor));
+                post(supervisor, Remove(actor));
             }
         }
         for over in self.over.drain(..) {
@@ -352,6 +366,9 @@ impl Handler<Linked> for Agent {
         if *self.is_last.borrow() {
             peer.close(CloseReason::Wanted);
         }
+        if let Some(links) = &self.settings.links {
+            links.send_replace(Some(peer.clone()));
+        }
         let mut session = Session { peer, is_joined: false, unsaid: VecDeque::new() };
         session.say(ToCoordinator::Join(self.join()));
         self.sessions.insert(link, session);
@@ -375,7 +392,7 @@ impl Handler<Told> for Agent {
             // The session says why; the coordinator closes the link.
             ToNode::NotJoined { .. } => {}
             // Nothing is asked for over the weights lane yet.
-            ToNode::NotServed { .. } => {}
+            ToNode::NotServed { ask, why } => self.asks.handle_not_served(link, ask, why),
         }
         self.carry_out(context);
     }
@@ -391,9 +408,11 @@ impl Handler<Unlinked> for Agent {
                 self.holdings.handle_unlinked(name);
             }
         }
+        if let Some(links) = &self.settings.links {
+            links.send_replace(self.sessions.values().next().map(|session| session.peer.clone()));
+        }
         for actor in self.floor.directory.addresses() {
-            // One for each link that there was.
-            actor.do_send(LinkEnded(link));
+            post(&actor, LinkEnded(link));
         }
         self.carry_out(context);
         if *self.is_last.borrow() {
@@ -423,7 +442,7 @@ impl Handler<Loaded> for Agent {
         }
         let wanted = self.holdings.handle_loaded(ticket, bytes);
         match (result, wanted) {
-            (Ok(weights), Some(Assignment { actor, .. })) => supervisor.do_send(Take { id: actor, weights }),
+            (Ok(weights), Some(Assignment { actor, .. })) => post(supervisor, Take { id: actor, weights }),
             (Ok(weights), None) => device.memory().give_back(weights.bytes() as u64),
             (Err(_), _) => {}
         }
@@ -458,7 +477,7 @@ impl Handler<Command> for Agent {
                 let _ = done.send(entry.is_some());
                 if let Some(entry) = entry {
                     let when: Fall = when;
-                    entry.address.do_send(when);
+                    post(&entry.address, when);
                 }
             }
             Command::Status(answer) => {

@@ -19,6 +19,7 @@ use crate::batcher::{Action, Batcher, GroupId, LinkId, Waiting, Work};
 use crate::device::{Batch, Computed, Device, Outcome};
 use crate::directory::LoadCell;
 use crate::group::Group;
+use crate::post::post;
 use crate::supervisor::{DeviceSupervisor, Fell};
 
 /// Messages that an actor may have: more than the dispatches that links let be under way, so that it is never full.
@@ -268,7 +269,6 @@ impl Drop for ExpertActor {
                 waiting.push((*entry, group));
             }
         }
-        // One message in an actor's life, however full the mailbox is.
-        self.supervisor.do_send(Fell { id: self.id, why, work: self.batcher.work(), waiting });
+        post(&self.supervisor, Fell { id: self.id, why, work: self.batcher.work(), waiting });
     }
 }

@@ -13,7 +13,9 @@ use transport::wire::cluster::{ActorId, Load};
 use crate::agent::{Agent, Parts};
 use crate::device::{CpuDevice, Device};
 use crate::directory::Directory;
+use crate::fetch::Asks;
 use crate::expert::Fall;
+use crate::post::post;
 use crate::receive::Floor;
 use crate::runtime::Runtime;
 use crate::session::Sessions;
@@ -102,11 +104,13 @@ pub fn start(runtime: &Runtime, settings: Settings) -> Result<NodeHandle, StartE
             });
             let devices = devices.collect();
             let agent = context.address();
-            let sessions = Rc::new(Sessions { endpoint, agent, floor: Rc::clone(&floor), is_last });
+            let asks = Arc::new(Asks::default());
+            let sessions =
+                Rc::new(Sessions { endpoint, agent, floor: Rc::clone(&floor), asks: Arc::clone(&asks), is_last });
             for coordinator in settings.coordinators.clone() {
                 actix::spawn(Rc::clone(&sessions).keep(coordinator));
             }
-            Agent::new(Parts { settings, row, loader, devices, floor, is_last: is_last_tell })
+            Agent::new(Parts { settings, row, loader, devices, floor, asks, is_last: is_last_tell })
         });
         let _ = tell.send(agent);
     });
@@ -121,7 +125,7 @@ impl NodeHandle {
     /// the bound of the settings is over.
     pub async fn leave(&self) {
         let (tell, told) = oneshot::channel();
-        self.agent.do_send(Command::Leave(tell));
+        post(&self.agent, Command::Leave(tell));
         // An error: it has ended already.
         let _ = told.await;
     }
@@ -129,27 +133,27 @@ impl NodeHandle {
     /// Stops it at once: links are closed, and what was under way is lost.
     pub async fn stop(&self) {
         let (tell, told) = oneshot::channel();
-        self.agent.do_send(Command::Stop(tell));
+        post(&self.agent, Command::Stop(tell));
         let _ = told.await;
     }
 
     /// Lets an actor fall, as a fault would. False: there is no such actor.
     pub async fn fall(&self, actor: ActorId, when: Fall) -> bool {
         let (done, told) = oneshot::channel();
-        self.agent.do_send(Command::Fall { actor, when, done });
+        post(&self.agent, Command::Fall { actor, when, done });
         told.await.unwrap_or(false)
     }
 
     /// How it is; nothing once it has ended.
     pub async fn status(&self) -> NodeStatus {
         let (tell, told) = oneshot::channel();
-        self.agent.do_send(Command::Status(tell));
+        post(&self.agent, Command::Status(tell));
         told.await.unwrap_or_default()
     }
 }
 
 impl Drop for NodeHandle {
     fn drop(&mut self) {
-        self.agent.do_send(Command::Stop(oneshot::channel().0));
+        post(&self.agent, Command::Stop(oneshot::channel().0));
     }
 }

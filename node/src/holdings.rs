@@ -2,8 +2,9 @@
 //!
 //! Pure. Orders are whole and declarative: a coordinator says all that the node is to hold, and the node makes it so:
 //! it loads what is missing, removes what is not named any more, and says when that is done. There may be several
-//! coordinators; the orders of the highest term count, all of them together, and one of a lower term is answered with
-//! nothing held and the word *stale*. An order outlives its link, for its coordinator may come back.
+//! coordinators; the orders of the highest term count, all of them together. One of a lower term is answered with the
+//! epoch that is obeyed instead, nothing held, and the word *stale*. An order outlives its link, for its coordinator
+//! may come back.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -77,6 +78,12 @@ impl Holdings {
         self.term
     }
 
+    /// The newest epoch that is obeyed.
+    pub fn epoch(&self) -> Epoch {
+        let numbers = self.orders.values().map(|order| order.epoch.number);
+        Epoch { term: self.term, number: numbers.max().unwrap_or(0) }
+    }
+
     /// Actors that stand.
     pub fn standing(&self) -> Vec<ActorId> {
         let stands = |(_, held): &(&ActorId, &Held)| matches!(held.state, State::Standing { .. });
@@ -103,11 +110,10 @@ impl Holdings {
         let newest = self.orders.get(from).filter(|order| order.epoch.term == hold.epoch.term);
         let is_old = newest.is_some_and(|newest| hold.epoch.number < newest.epoch.number);
         if hold.epoch.term < self.term || is_old {
-            let newest = newest.map_or(Epoch { term: self.term, number: 0 }, |newest| newest.epoch);
-            let why =
-                format!("{STALE}: this node obeys term {} from number {} on", newest.term, newest.number);
+            let epoch = self.epoch();
+            let why = format!("{STALE}: this node obeys term {}, number {}", epoch.term, epoch.number);
             let failed = hold.actors.iter().map(|assignment| (assignment.actor, why.clone())).collect();
-            self.say(from, ToCoordinator::Holding(Holding { epoch: hold.epoch, failed }));
+            self.say(from, ToCoordinator::Holding(Holding { epoch, failed }));
             return;
         }
         if hold.epoch.term > self.term {
@@ -319,12 +325,11 @@ mod tests {
         holdings.handle_loaded(1, Ok(1));
         actions(&mut holdings);
         holdings.handle_hold("a", hold(6, 9, &[2]));
-        let why = "stale: this node obeys term 7 from number 0 on";
-        assert_eq!(actions(&mut holdings), [holding("a", 6, 9, &[(2, why)])]);
+        let why = "stale: this node obeys term 7, number 3";
+        assert_eq!(actions(&mut holdings), [holding("a", 7, 3, &[(2, why)])]);
         assert_eq!((holdings.term(), holdings.standing()), (7, vec![actor(1)]));
         holdings.handle_hold("b", hold(7, 2, &[2]));
-        let why = "stale: this node obeys term 7 from number 3 on";
-        assert_eq!(actions(&mut holdings), [holding("b", 7, 2, &[(2, why)])]);
+        assert_eq!(actions(&mut holdings), [holding("b", 7, 3, &[(2, why)])]);
         holdings.handle_hold("a", hold(8, 1, &[1]));
         assert_eq!(actions(&mut holdings), [holding("a", 8, 1, &[])], "what stands goes on standing");
     }
@@ -335,7 +340,7 @@ mod tests {
         let mut holdings = linked(&["a", "b"]);
         holdings.handle_hold("a", hold(1, 1, &[1, 2]));
         holdings.handle_hold("b", hold(1, 1, &[2, 3]));
-        (1..=3).for_each(|ticket| drop(holdings.handle_loaded(ticket, Ok(1))));
+        assert!((1..=3).all(|ticket| holdings.handle_loaded(ticket, Ok(1)).is_some()));
         actions(&mut holdings);
         holdings.handle_hold("a", hold(1, 2, &[]));
         assert_eq!(actions(&mut holdings), [Action::Remove(seat(1, 0)), holding("a", 1, 2, &[])]);

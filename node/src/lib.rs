@@ -18,8 +18,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod config;
 pub mod settings;
 
+mod post;
 mod receive;
 
 pub mod batcher;

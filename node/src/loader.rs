@@ -15,6 +15,7 @@ use model::load::{self, Progress, Request};
 use model::weights::{Block, Digest, ExpertId, ExpertPlan, Manifest};
 
 use crate::device::Device;
+use crate::post::post_to;
 use crate::source::{Fetched, Source};
 
 /// Loading threads of a process: a disk gains nothing from more.
@@ -114,8 +115,7 @@ impl Shared {
             }
             let loaded = catch_unwind(AssertUnwindSafe(|| load(self.kernels, &errand)));
             let result = loaded.unwrap_or_else(|_| Err("loading it panicked; see the node's log".to_owned()));
-            // One message for each errand of the agent's own.
-            errand.agent.do_send(Loaded { ticket: errand.ticket, result });
+            post_to(&errand.agent, Loaded { ticket: errand.ticket, result });
         }
     }
 

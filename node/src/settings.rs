@@ -4,12 +4,15 @@
 //! these of them.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use transport::Limits;
 use transport::buffer::Pool;
 use transport::carrier::Carrier;
+use transport::peer::Peer;
 use transport::security::{ClusterId, NameError, check_name};
 use transport::wire::cluster::{DEVICES_MAX, LABEL_BYTES_MAX, LABELS_MAX};
 use transport::wire::control::{NumericIdentity, is_name};
@@ -44,6 +47,8 @@ pub struct Settings {
     pub coordinators: Vec<CoordinatorAddress>,
     /// Its own copy of the checkpoint, if it has one.
     pub own_copy: Option<Arc<OwnCopy>>,
+    /// Where experts are kept that coordinators send, for a node without a copy of the checkpoint.
+    pub experts_folder: Option<PathBuf>,
     /// Bounds of its links.
     pub limits: Limits,
     /// What its links receive into, and returns are written to. At least a window for each link, and as much again.
@@ -53,7 +58,12 @@ pub struct Settings {
     pub batch_rows_max: u32,
     /// How long it goes on serving after it has said that it wants to leave.
     pub leave_max: Duration,
+    /// Is told the link that stands, for whoever keeps the node's certificate fresh.
+    pub links: Option<watch::Sender<Option<Peer>>>,
 }
+
+/// The cluster of those who have no certificates.
+pub const UNNAMED_CLUSTER: ClusterId = ClusterId([0; 16]);
 
 /// The default of [`Settings::batch_rows_max`]: beyond some hundred rows weights are free.
 pub const BATCH_ROWS_MAX: u32 = 512;

@@ -21,6 +21,7 @@ use crate::device::Device;
 use crate::directory::{Directory, Entry, LoadCell};
 use crate::expert::{Beginning, ExpertActor, Leave};
 use crate::group::Group;
+use crate::post::{post, post_to};
 use crate::restarts::Falls;
 
 /// Supervises the actors of one device.
@@ -137,7 +138,7 @@ impl Handler<Remove> for DeviceSupervisor {
     fn handle(&mut self, Remove(id): Remove, _: &mut Self::Context) {
         if let Some(entry) = self.directory.remove(id) {
             // Behind the groups that it was sent: those are answered first.
-            entry.address.do_send(Leave);
+            post(&entry.address, Leave);
         }
         self.forget(id);
     }
@@ -164,6 +165,6 @@ impl Handler<Fell> for DeviceSupervisor {
             tracing::warn!(actor = ?id, %why, restarts, waiting = waiting.len(), "an actor fell, it is started again");
             self.start_actor(id, work, waiting, context);
         }
-        self.agent.do_send(ActorFell(Fallen { actor: id, why, restarts, is_lost }));
+        post_to(&self.agent, ActorFell(Fallen { actor: id, why, restarts, is_lost }));
     }
 }

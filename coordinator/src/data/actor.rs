@@ -151,6 +151,9 @@ pub struct DataActor {
     pub(super) timer: Option<Pin<Box<Sleep>>>,
     pub(super) report: Report,
     pub(super) shared_cores: bool,
+    /// The epoch that was published last, and the one of which the control plane knows that all older ones are closed.
+    pub(super) published: Epoch,
+    pub(super) closed_told: Epoch,
 }
 
 /// An open link.
@@ -191,6 +194,8 @@ impl DataActor {
             timer: None,
             report: Report::default(),
             shared_cores,
+            published: Epoch::default(),
+            closed_told: Epoch::default(),
             parts,
         })
     }
@@ -227,6 +232,7 @@ impl Handler<Published> for DataActor {
     type Result = ();
 
     fn handle(&mut self, Published(placement): Published, _: &mut Self::Context) {
+        self.published = placement.epoch;
         self.parts.exchange.handle_placement(placement, Instant::now());
     }
 }

@@ -25,9 +25,21 @@ impl DataActor {
             let now = Instant::now();
             self.parts.exchange.handle_timeout(now);
             self.end_late(now);
-            if !self.carry_out(now) && !self.poll_timer(task) {
+            let done = self.carry_out(now);
+            self.tell_closed();
+            if !done && !self.poll_timer(task) {
                 return;
             }
+        }
+    }
+
+    /// Tells the control plane once no dispatch is out under an older placement.
+    fn tell_closed(&mut self) {
+        let closed = self.parts.exchange.epoch_oldest().unwrap_or(self.published);
+        if closed > self.closed_told {
+            self.closed_told = closed;
+            // The control plane may have gone already, when the program ends.
+            let _ = self.observe.send(Observation::ClosedThrough(closed));
         }
     }
 

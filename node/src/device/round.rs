@@ -22,6 +22,7 @@ use transport::buffer::{Buffer, view};
 use transport::wire::groups::{Reason, return_table_bytes};
 
 use super::{Batch, Computed, Outcome};
+use crate::post::post;
 use crate::returns::{ReturnPath, RowShape};
 
 /// What a pool's thread keeps from round to round.
@@ -88,8 +89,7 @@ impl Round {
         for mut batch in batches.drain(..) {
             if let Err(panic) = self.try_compute(std::slice::from_mut(&mut batch)) {
                 let Batch { groups, actor, .. } = batch;
-                // One message for each batch that was handed over: the mailbox is bounded by that.
-                actor.do_send(Computed { groups, outcome: Outcome::Fell(words_of(&*panic)) });
+                post(&actor, Computed { groups, outcome: Outcome::Fell(words_of(&*panic)) });
             }
         }
     }
@@ -274,8 +274,8 @@ fn finish(batches: &mut [Batch], returning: Vec<Returning>, elapsed: Duration) {
         let busy = elapsed.mul_f64(work(batch) as f64 / all.max(1) as f64);
         let mut groups = std::mem::take(&mut batch.groups);
         groups.drain(..).for_each(|group| group.answered());
-        // The list goes back to be filled again. One message for each batch, as above.
-        batch.actor.do_send(Computed { groups, outcome: Outcome::Returned(busy) });
+        // The list goes back to be filled again.
+        post(&batch.actor, Computed { groups, outcome: Outcome::Returned(busy) });
     }
 }
 

@@ -1,10 +1,8 @@
 //! A node computes what it is ordered to hold, for whoever dispatches, bit for bit as one process would.
 
-mod support;
-
+use crate::support::{Door, Random, Truth, odd_groups, root, run, runtime, settings, start};
 use model::kernel::{Kernels, NumericClass};
 use phalanx_node::CoordinatorAddress;
-use support::{Door, Random, Truth, odd_groups, root, run, runtime, settings, start};
 use transport::carrier::memory::MemoryCarrier;
 use transport::wire::groups::Reason;
 

@@ -19,7 +19,7 @@ use phalanx_node::{CoordinatorAddress, NodeHandle, Runtime, RuntimeSettings, Set
 use transport::buffer::Pool;
 use transport::carrier::memory::MemoryCarrier;
 use transport::carrier::tcp::{Plaintext, Protection, TcpCarrier};
-use transport::carrier::{Acceptor, Carrier};
+use transport::carrier::{Acceptor, Carrier, ConnectError};
 use transport::link::Local;
 use transport::peer::{Endpoint, Inlet, Listener, Notice, Notices, Opened, Peer};
 use transport::security::{ClusterId, PeerName, Role};
@@ -33,7 +33,7 @@ use transport::{Frame, Limits};
 
 /// Longest that any case may take; it is there so that a hang says where.
 const CASE_MAX: Duration = Duration::from_secs(60);
-pub const CLUSTER: ClusterId = ClusterId([7; 16]);
+pub const CLUSTER: ClusterId = phalanx_node::settings::UNNAMED_CLUSTER;
 
 /// Runs a case on a runtime of its own.
 pub fn run(case: impl Future<Output = ()>) {
@@ -171,15 +171,29 @@ pub fn settings(truth: &Truth, name: &str, coordinators: Vec<CoordinatorAddress>
         devices: vec![1 << 30; 2],
         coordinators,
         own_copy: Some(Arc::new(OwnCopy::new(Arc::clone(&truth.opened), None))),
+        experts_folder: None,
         limits: Limits::default(),
         buffers: Pool::new(1 << 30),
         batch_rows_max: BATCH_ROWS_MAX,
         leave_max: LEAVE_MAX,
+        links: None,
     }
 }
 
 pub fn start(runtime: &Runtime, settings: Settings) -> NodeHandle {
     phalanx_node::start(runtime, settings).unwrap()
+}
+
+/// What a coordinator says of itself.
+pub fn local(name: &str, numeric: Option<NumericIdentity>) -> Local {
+    Local {
+        peer: PeerName { cluster: CLUSTER, role: Role::Coordinator, name: name.to_owned() },
+        program: "test".to_owned(),
+        incarnation: 1,
+        numeric,
+        row_bytes: 0,
+        mixed_classes: false,
+    }
 }
 
 /// Where nodes find a coordinator.
@@ -193,34 +207,26 @@ pub struct Door {
 impl Door {
     /// In this process, under a name.
     pub fn memory(carrier: &MemoryCarrier, name: &str, kernels: Kernels) -> Self {
-        let acceptor = carrier.listen(name).unwrap();
-        Self::of(Arc::new(carrier.clone()), Box::new(acceptor), name, kernels, Limits::default())
+        // An earlier listener of this name gives it up as soon as its task has been stopped.
+        let mut listened = carrier.listen(name);
+        while matches!(listened, Err(ConnectError::InUse { .. })) {
+            std::thread::yield_now();
+            listened = carrier.listen(name);
+        }
+        let acceptor = listened.unwrap();
+        Self::of(Arc::new(carrier.clone()), Box::new(acceptor), local(name, Some(numeric(kernels))))
     }
 
     /// Over TCP on loopback.
     pub async fn tcp(kernels: Kernels) -> Self {
         let carrier = TcpCarrier::new(Protection::Plaintext(Plaintext::Loopback), Pool::new(1 << 30));
         let acceptor = carrier.listen("127.0.0.1:0").await.unwrap();
-        Self::of(Arc::new(carrier), Box::new(acceptor), "tcp", kernels, Limits::default())
+        Self::of(Arc::new(carrier), Box::new(acceptor), local("tcp", Some(numeric(kernels))))
     }
 
-    pub fn of(
-        carrier: Arc<dyn Carrier>,
-        acceptor: Box<dyn Acceptor>,
-        name: &str,
-        kernels: Kernels,
-        limits: Limits,
-    ) -> Self {
-        let local = Local {
-            peer: PeerName { cluster: CLUSTER, role: Role::Coordinator, name: name.to_owned() },
-            program: "test".to_owned(),
-            incarnation: 1,
-            numeric: Some(numeric(kernels)),
-            row_bytes: 0,
-            mixed_classes: false,
-        };
+    pub fn of(carrier: Arc<dyn Carrier>, acceptor: Box<dyn Acceptor>, local: Local) -> Self {
         let pool = Pool::new(1 << 30);
-        let listener = Endpoint::new(local, limits, pool.clone()).unwrap().listen(acceptor);
+        let listener = Endpoint::new(local, Limits::default(), pool.clone()).unwrap().listen(acceptor);
         let address = listener.address().to_owned();
         Self { carrier, address, listener, pool }
     }
@@ -232,7 +238,9 @@ impl Door {
     /// The next node's link, before anything was said.
     pub async fn link(&mut self) -> Coordinator {
         let Opened { peer, data, weights, notices } = self.listener.next_link().await;
-        Coordinator { peer, data, notices, pool: self.pool.clone(), next: 1, _weights: weights }
+        // Nodes send no tensors; the link goes on receiving there until it ends.
+        drop(weights);
+        Coordinator { peer, data, notices, pool: self.pool.clone(), next: 1 }
     }
 
     /// The next node, joined, and what it said.
@@ -251,7 +259,6 @@ pub struct Coordinator {
     pub notices: Notices,
     pub pool: Pool,
     next: u64,
-    _weights: Inlet,
 }
 
 /// What became of a dispatch.
@@ -275,17 +282,30 @@ impl Coordinator {
 
     /// The next `Holding`; progress and loads are passed over.
     pub async fn holding(&mut self) -> Holding {
-        loop {
-            match self.told().await {
-                ToCoordinator::Holding(holding) => return holding,
-                ToCoordinator::Progress(_) | ToCoordinator::Loads(_) => {}
-                other => panic!("{other:?} instead of Holding"),
-            }
+        match self.news().await {
+            ToCoordinator::Holding(holding) => holding,
+            other => panic!("{other:?} instead of Holding"),
         }
     }
 
     pub fn order(&self, term: u64, number: u64, actors: Vec<Assignment>) {
         self.tell(ToNode::Hold(Hold { epoch: Epoch { term, number }, actors }));
+    }
+
+    /// The next thing that the node says of its state; progress and loads are passed over.
+    pub async fn news(&mut self) -> ToCoordinator {
+        loop {
+            match self.told().await {
+                ToCoordinator::Progress(_) | ToCoordinator::Loads(_) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Waits until the link has ended, and says how.
+    pub async fn ended(mut self) -> String {
+        while let Ok(Some(_)) = self.data.receive().await {}
+        self.peer.closed().await.to_string()
     }
 
     /// Orders, and waits until it is so.

@@ -1,0 +1,417 @@
+//! What a person says of a node: arguments, environment and a file, each above the next.
+//!
+//! Pure: nothing here reads any of them; `main.rs` does. Each field is one flag, one variable `PHALANX_NODE_…` and one
+//! key of the file. Types cannot hold what makes no sense; what makes no sense together is refused by whoever puts
+//! it together.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Args;
+use model::kernel::{NumericClass, Path as KernelPath};
+use serde::de::{self, Deserialize, Deserializer};
+
+/// A number of bytes: `123`, `512M`, `4G`, `1.5T`; powers of 1024.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+/// A list of cores: `0,1` or `4-7`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cores(pub Vec<usize>);
+
+/// Where a coordinator listens: `HOST:PORT`, `tcp:HOST:PORT`, `quic:HOST:PORT`, `shm:PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// Over which carrier.
+    pub carrier: CarrierName,
+    /// As the carrier writes it.
+    pub place: String,
+}
+
+/// The carriers that reach another process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CarrierName {
+    /// TCP with mutual TLS.
+    Tcp,
+    /// QUIC.
+    Quic,
+    /// Shared memory of one host.
+    Shm,
+}
+
+/// One label: `rack=r1`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// `rack`
+    pub key: String,
+    /// `r1`
+    pub value: String,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Lines,
+    /// One JSON object for each line.
+    Json,
+}
+
+/// What a person says of a node. Nothing has to be said but a coordinator.
+#[derive(Debug, Clone, Default, PartialEq, Args, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// A coordinator to join: HOST:PORT or tcp:HOST:PORT, quic:HOST:PORT, shm:PATH. Repeat it for several
+    /// coordinators; all of them are served.
+    #[arg(
+        long = "coordinator",
+        value_name = "ADDRESS",
+        env = "PHALANX_NODE_COORDINATOR",
+        value_delimiter = ','
+    )]
+    #[serde(rename = "coordinator", deserialize_with = "one_or_many")]
+    pub coordinators: Vec<Address>,
+
+    /// The node's name in the cluster. Default: that of its certificate, else the host's.
+    #[arg(long, env = "PHALANX_NODE_NAME")]
+    pub name: Option<String>,
+
+    /// How many devices it offers: experts are placed one to a device, as far as there are enough. Default: 1.
+    #[arg(long, value_name = "N", env = "PHALANX_NODE_DEVICES")]
+    pub devices: Option<usize>,
+
+    /// Most bytes of weights on each device, for example 4G. Default: the machine's memory, divided by the devices.
+    #[arg(long, value_name = "BYTES", env = "PHALANX_NODE_MEMORY")]
+    pub memory: Option<Bytes>,
+
+    /// Compute threads, which all devices share. Default: as many as the process may use cores.
+    #[arg(long, value_name = "N", env = "PHALANX_NODE_THREADS")]
+    pub threads: Option<usize>,
+
+    /// Cores that the threads are pinned to and have for themselves, for example 0,1 or 4-7. Without it nothing is
+    /// pinned and idle threads give their cores back quickly.
+    #[arg(long, value_name = "LIST", env = "PHALANX_NODE_CORES")]
+    pub cores: Option<Cores>,
+
+    /// What placement is to know of where the node is: rack=r1, host=h7. Repeat it for several labels.
+    #[arg(long = "label", value_name = "KEY=VALUE", env = "PHALANX_NODE_LABEL", value_delimiter = ',')]
+    #[serde(rename = "labels", deserialize_with = "labels")]
+    pub labels: Vec<Label>,
+
+    /// The node's own copy of the checkpoint: experts are loaded from there, if it is the coordinator's model.
+    #[arg(long, value_name = "DIR", env = "PHALANX_NODE_MODEL")]
+    pub model: Option<PathBuf>,
+
+    /// Folder for what the node is to remember: its certificate if it has joined by a token, digests of its
+    /// checkpoint. Default: it remembers nothing.
+    #[arg(long, value_name = "DIR", env = "PHALANX_NODE_DATA")]
+    pub data: Option<PathBuf>,
+
+    /// Folder of the node's certificate, as `phalanx certs issue` makes it.
+    #[arg(long, value_name = "DIR", env = "PHALANX_NODE_CERTS")]
+    pub certs: Option<PathBuf>,
+
+    /// Join token (`phalanx certs token`) to get a certificate with at the first start; it is kept in the folder of
+    /// --data. Better given as PHALANX_NODE_TOKEN, since everybody on the machine can read arguments.
+    #[arg(long, env = "PHALANX_NODE_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+
+    /// Plaintext and no certificates, to coordinators on this host only.
+    #[arg(long, env = "PHALANX_NODE_INSECURE")]
+    pub insecure: bool,
+
+    /// With --insecure: to coordinators anywhere. Everybody on the way can read and forge what is sent.
+    #[arg(long, env = "PHALANX_NODE_INSECURE_ANYWHERE")]
+    pub insecure_anywhere: bool,
+
+    /// Numeric class: f32, portable or avx512bf16; all of a cluster compute in one. Default: the fastest that
+    /// runs here.
+    #[arg(long, value_name = "CLASS", env = "PHALANX_NODE_NUMERIC_CLASS")]
+    #[serde(deserialize_with = "from_text")]
+    pub numeric_class: Option<NumericClass>,
+
+    /// Force the instructions that compute the class (plain, avx2, avx512f, avx512bf16).
+    #[arg(long, value_name = "PATH", env = "PHALANX_NODE_KERNEL_PATH", value_parser = kernel_path)]
+    #[serde(deserialize_with = "from_kernel_path")]
+    pub kernel_path: Option<KernelPath>,
+
+    /// Most rows that an actor computes at once. Default: 512.
+    #[arg(long, value_name = "N", env = "PHALANX_NODE_BATCH_ROWS_MAX")]
+    pub batch_rows_max: Option<u32>,
+
+    /// How the log is written: lines or json. Default: lines.
+    #[arg(long, value_name = "FORMAT", env = "PHALANX_NODE_LOG")]
+    pub log: Option<LogFormat>,
+
+    /// How much is logged: error, warn, info, debug or trace, also by module. Default: info.
+    #[arg(long, value_name = "LEVEL", env = "PHALANX_NODE_LOG_LEVEL")]
+    pub log_level: Option<String>,
+}
+
+impl Config {
+    /// Reads a file's text; `file` is for messages.
+    pub fn parse(file: &str, text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|why| format!("{file}: {why}"))
+    }
+
+    /// This, and `below` where this says nothing.
+    pub fn above(self, below: Self) -> Self {
+        Self {
+            coordinators: or(self.coordinators, below.coordinators),
+            name: self.name.or(below.name),
+            devices: self.devices.or(below.devices),
+            memory: self.memory.or(below.memory),
+            threads: self.threads.or(below.threads),
+            cores: self.cores.or(below.cores),
+            labels: or(self.labels, below.labels),
+            model: self.model.or(below.model),
+            data: self.data.or(below.data),
+            certs: self.certs.or(below.certs),
+            token: self.token.or(below.token),
+            insecure: self.insecure || below.insecure,
+            insecure_anywhere: self.insecure_anywhere || below.insecure_anywhere,
+            numeric_class: self.numeric_class.or(below.numeric_class),
+            kernel_path: self.kernel_path.or(below.kernel_path),
+            batch_rows_max: self.batch_rows_max.or(below.batch_rows_max),
+            log: self.log.or(below.log),
+            log_level: self.log_level.or(below.log_level),
+        }
+    }
+}
+
+fn or<T>(above: Vec<T>, below: Vec<T>) -> Vec<T> {
+    if above.is_empty() { below } else { above }
+}
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a size; write for example 512M or 4G");
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift =
+            match text[digits.len()..].to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
+                "" => 0,
+                "K" => 10,
+                "M" => 20,
+                "G" => 30,
+                "T" => 40,
+                _ => return Err(wrong()),
+            };
+        let value: f64 = digits.parse().map_err(|_| wrong())?;
+        let bytes = value * (1u64 << shift) as f64;
+        if !(bytes >= 1.0 && bytes < 2f64.powi(62)) {
+            return Err(wrong());
+        }
+        Ok(Self(bytes as u64))
+    }
+}
+
+impl FromStr for Cores {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a list of cores; write for example 0,1 or 4-7");
+        let mut all = Vec::new();
+        for part in text.split(',') {
+            let (from, to) = part.split_once('-').unwrap_or((part, part));
+            let (from, to): (usize, usize) =
+                (from.trim().parse().map_err(|_| wrong())?, to.trim().parse().map_err(|_| wrong())?);
+            if from > to || to >= 4096 {
+                return Err(wrong());
+            }
+            all.extend(from..=to);
+        }
+        let mut distinct = all.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        if distinct.len() == all.len() { Ok(Self(all)) } else { Err(format!("`{text}` names a core twice")) }
+    }
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (carrier, place) = match text.split_once(':') {
+            Some(("tcp", place)) => (CarrierName::Tcp, place),
+            Some(("quic", place)) => (CarrierName::Quic, place),
+            Some(("shm", place)) => (CarrierName::Shm, place),
+            _ => (CarrierName::Tcp, text),
+        };
+        let has_port = || {
+            place.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        };
+        let is_place = if carrier == CarrierName::Shm { !place.is_empty() } else { has_port() };
+        if !is_place {
+            return Err(format!(
+                "`{text}` is no coordinator's address; write HOST:PORT, quic:HOST:PORT or shm:/path/to/socket"
+            ));
+        }
+        Ok(Self { carrier, place: place.to_owned() })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let carrier = match self.carrier {
+            CarrierName::Tcp => "tcp",
+            CarrierName::Quic => "quic",
+            CarrierName::Shm => "shm",
+        };
+        write!(f, "{carrier}:{}", self.place)
+    }
+}
+
+impl FromStr for Label {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text
+            .split_once('=')
+            .ok_or_else(|| format!("`{text}` is not a label; write for example rack=r1"))?;
+        Ok(Self { key: key.trim().to_owned(), value: value.trim().to_owned() })
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "lines" => Ok(Self::Lines),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("`{text}` is neither lines nor json")),
+        }
+    }
+}
+
+fn kernel_path(text: &str) -> Result<KernelPath, String> {
+    [KernelPath::Plain, KernelPath::Avx2, KernelPath::Avx512f, KernelPath::Avx512Bf16]
+        .into_iter()
+        .find(|path| path.to_string() == text)
+        .ok_or_else(|| format!("`{text}` is none of plain, avx2, avx512f, avx512bf16"))
+}
+
+/// A value that is written as text, or as a number where that is one.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Text(String),
+    Number(i64),
+}
+
+impl Written {
+    fn text(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Number(number) => number.to_string(),
+        }
+    }
+}
+
+macro_rules! deserialized_from_text {
+    ($($name:ty),*) => {$(
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                Written::deserialize(from)?.text().parse().map_err(de::Error::custom)
+            }
+        }
+    )*};
+}
+
+deserialized_from_text!(Bytes, Cores, Address, LogFormat);
+
+fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    String::deserialize(from)?.parse().map(Some).map_err(de::Error::custom)
+}
+
+fn from_kernel_path<'de, D: Deserializer<'de>>(from: D) -> Result<Option<KernelPath>, D::Error> {
+    kernel_path(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Address>, D::Error> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Many {
+        One(String),
+        Many(Vec<String>),
+    }
+    let all = match Many::deserialize(from)? {
+        Many::One(one) => vec![one],
+        Many::Many(many) => many,
+    };
+    all.iter().map(|text| text.parse().map_err(de::Error::custom)).collect()
+}
+
+fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Label>, D::Error> {
+    let all = BTreeMap::<String, String>::deserialize(from)?;
+    Ok(all.into_iter().map(|(key, value)| Label { key, value }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_says_what_flags_say() {
+        let text = r#"
+            coordinator = ["c0:7000", "quic:[::1]:7001", "shm:/run/phalanx.sock"]
+            name = "n0"
+            devices = 4
+            memory = "1.5G"
+            threads = 2
+            cores = "0,4-5"
+            labels = { rack = "r1", host = "h7" }
+            model = "/models/m"
+            insecure = true
+            numeric_class = "portable"
+            kernel_path = "avx2"
+            log = "json"
+        "#;
+        let config = Config::parse("node.toml", text).unwrap();
+        let addresses: Vec<_> = config.coordinators.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["tcp:c0:7000", "quic:[::1]:7001", "shm:/run/phalanx.sock"]);
+        assert_eq!(config.memory, Some(Bytes(3 << 29)));
+        assert_eq!(config.cores, Some(Cores(vec![0, 4, 5])));
+        assert_eq!(config.labels.len(), 2);
+        assert_eq!(config.numeric_class, Some(NumericClass::Portable));
+        assert_eq!(config.kernel_path, Some(KernelPath::Avx2));
+        assert_eq!(config.log, Some(LogFormat::Json));
+        assert_eq!(Config::parse("", "memory = 1024").unwrap().memory, Some(Bytes(1024)));
+        assert_eq!(Config::parse("", "coordinator = 'c:1'").unwrap().coordinators.len(), 1);
+        assert_eq!(Config::parse("", "").unwrap(), Config::default());
+    }
+
+    /// A key that is misspelt would be a setting that is not set.
+    #[test]
+    fn unknown_keys_and_odd_values_are_refused_by_name() {
+        for (text, expected) in [
+            ("device = 4", "unknown field `device`"),
+            ("memory = '4X'", "`4X` is not a size"),
+            ("memory = -4", "`-4` is not a size"),
+            ("cores = '3-1'", "`3-1` is not a list of cores"),
+            ("coordinator = 'c0'", "`c0` is no coordinator's address"),
+            ("coordinator = 'shm:'", "`shm:` is no coordinator's address"),
+            ("numeric_class = 'bf16'", "numeric class \"bf16\" is unknown"),
+            ("log = 'xml'", "`xml` is neither lines nor json"),
+        ] {
+            let why = Config::parse("node.toml", text).unwrap_err();
+            assert!(why.contains(expected) && why.starts_with("node.toml: "), "{text}: {why}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_above_counts() {
+        let below =
+            Config::parse("", "name = 'a'\ndevices = 2\ncoordinator = 'c:1'\ninsecure = true").unwrap();
+        let above = Config { name: Some("b".to_owned()), threads: Some(3), ..Config::default() };
+        let both = above.above(below.clone());
+        assert_eq!((both.name.as_deref(), both.devices, both.threads), (Some("b"), Some(2), Some(3)));
+        assert_eq!((both.coordinators, both.insecure), (below.coordinators, true));
+    }
+}

@@ -1,0 +1,118 @@
+//! `phalanx-node`: the devices of one machine, offered to a cluster. Only here are arguments, the environment, files of
+//! settings and signals read.
+
+mod assemble;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use phalanx_node::config::{Config, LogFormat};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use transport::peer::renewal;
+use transport::security::Utc;
+
+use crate::assemble::Assembled;
+
+/// What went wrong, as it is shown. The exit code is 2.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Begins the name of every variable.
+const VARIABLES: &str = "PHALANX_NODE_";
+
+/// Offers this machine's devices to a Phalanx cluster: experts are placed on them.
+///
+/// The node joins its coordinators, loads the experts that they order it to hold, and computes rows for them. A
+/// coordinator that is away is dialled again until it is back. SIGTERM leaves in order: its experts are given to
+/// others first.
+#[derive(Debug, Parser)]
+#[command(name = "phalanx-node", version, about, max_term_width = 100)]
+struct Arguments {
+    /// File of settings in TOML: the same keys as the flags, with `_` for `-`. Flags are above variables of the
+    /// environment, these above the file.
+    #[arg(long, value_name = "FILE", env = "PHALANX_NODE_CONFIG")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    settings: Config,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Failure> {
+    check_variables()?;
+    let mut config = arguments.settings;
+    if let Some(file) = &arguments.config {
+        let name = file.display().to_string();
+        let text = std::fs::read_to_string(file)
+            .map_err(|why| format!("{name}: {why}; give a file of settings in TOML with --config"))?;
+        config = config.above(Config::parse(&name, &text)?);
+    }
+    log(config.log.unwrap_or(LogFormat::Lines), config.log_level.as_deref().unwrap_or("info"))?;
+    let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let node = waiting.block_on(serve(config))?;
+    // Links are closed by the time that threads end.
+    drop(node);
+    Ok(())
+}
+
+/// Until somebody wants it to end.
+async fn serve(config: Config) -> Result<Assembled, Failure> {
+    // Before anything stands that a signal would have to take down.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let assembled = assemble::node(config).await?;
+    if let Some((tls, folder, links)) = assembled.renewal() {
+        tokio::spawn(renewal::keep(tls, folder, links, Utc::now));
+    }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("leaving; once more, and the node stops at once");
+    tokio::select! {
+        () = assembled.node().leave() => tracing::info!("left"),
+        _ = terminate.recv() => assembled.node().stop().await,
+        _ = interrupt.recv() => assembled.node().stop().await,
+    }
+    Ok(assembled)
+}
+
+/// A variable that is misspelt would be a setting that is not set.
+fn check_variables() -> Result<(), Failure> {
+    let command = Arguments::command();
+    let known: Vec<_> = command.get_arguments().filter_map(|argument| argument.get_env()).collect();
+    let ours = |name: &std::ffi::OsString| name.to_string_lossy().starts_with(VARIABLES);
+    match std::env::vars_os()
+        .map(|(name, _)| name)
+        .find(|name| ours(name) && !known.contains(&name.as_os_str()))
+    {
+        None => Ok(()),
+        Some(name) => {
+            let mut names: Vec<_> = known.iter().map(|name| name.to_string_lossy()).collect();
+            names.sort();
+            Err(format!("the variable {} is unknown; these are known: {}", name.display(), names.join(", "))
+                .into())
+        }
+    }
+}
+
+fn log(format: LogFormat, level: &str) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(level).map_err(|why| {
+        format!("--log-level {level}: {why}; write for example info, or info,phalanx_node=debug")
+    })?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Lines => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
