@@ -1,11 +1,14 @@
 //! Arguments that several commands take, and how values on the command line are read.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
-use model::kernel::{Kernels, NumericClass, Path};
+use model::kernel::{Admission, Kernels, NumericClass, Path};
+use model::load::Opened;
 
 use crate::Failure;
+use crate::session::open;
 
 /// Which model, and what computes it.
 #[derive(Debug, Clone, Args)]
@@ -18,9 +21,21 @@ pub(crate) struct ModelArguments {
     #[command(flatten)]
     pub(crate) compute: ComputeArguments,
 
+    /// Cut every expert into so many shards, as a cluster does whose devices are too small for a whole
+    /// one. Part of the numeric identity: the answers of another number differ in their last bits.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) shards: usize,
+
     /// Most memory for keys and values, for example 512M or 4G. It is touched only as it is used.
     #[arg(long, value_name = "BYTES", default_value = "2G", value_parser = size)]
     pub(crate) kv_memory: u64,
+}
+
+impl ModelArguments {
+    /// Opens the model, cut as asked for.
+    pub(crate) fn open(&self) -> Result<Opened, Failure> {
+        Ok(open(self.model.as_deref())?.with_shards(self.shards)?)
+    }
 }
 
 /// What computes.
@@ -53,23 +68,28 @@ pub(crate) struct Cores(pub(crate) Vec<usize>);
 impl ComputeArguments {
     /// The kernels asked for, admitted by their self-test; messages go to standard error.
     pub(crate) fn kernels(&self) -> Result<Kernels, Failure> {
+        Ok(self.admission()?.kernels)
+    }
+
+    /// The same, with the digest of the self-test.
+    pub(crate) fn admission(&self) -> Result<Admission, Failure> {
         let class = self.numeric_class.unwrap_or_else(|| match self.kernel_path {
             Some(Path::Avx512Bf16) => NumericClass::Avx512Bf16,
             Some(_) => NumericClass::Portable,
             None => Kernels::best().class(),
         });
         if let Some(path) = self.kernel_path {
-            return Ok(Kernels::admitted_of(class, &[path])?.kernels);
+            return Ok(Kernels::admitted_of(class, &[path])?);
         }
         match Kernels::admitted(class) {
             Ok(admission) => {
                 admission.messages.iter().for_each(|m| eprintln!("warning: {m}"));
-                Ok(admission.kernels)
+                Ok(admission)
             }
             // Not asked for by name: the class that runs everywhere is as good.
             Err(error) if self.numeric_class.is_none() => {
                 eprintln!("warning: {error}; using portable");
-                Ok(Kernels::admitted(NumericClass::Portable)?.kernels)
+                Ok(Kernels::admitted(NumericClass::Portable)?)
             }
             Err(error) => Err(error.into()),
         }
@@ -127,6 +147,14 @@ pub(crate) fn token_ids(text: &str) -> Result<Tokens, String> {
         })
         .collect::<Result<_, _>>()
         .map(Tokens)
+}
+
+/// A number of seconds, at most a day.
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    match text.trim_end_matches('s').parse::<f64>() {
+        Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err(format!("`{text}` is not a number of seconds; write for example 30")),
+    }
 }
 
 /// A list of token ids.

@@ -11,8 +11,8 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use crate::Failure;
 use crate::arguments::{ModelArguments, Tokens, token_ids};
-use crate::output::show;
-use crate::session::{self, Session};
+use crate::output::{shards, show};
+use crate::session::Session;
 
 /// One pass over given tokens, for comparing with other implementations.
 ///
@@ -70,7 +70,7 @@ impl Forward {
         let tokens = &self.tokens.0;
         // Before minutes of loading.
         self.check_out()?;
-        let opened = session::open(self.model.model.as_deref())?;
+        let opened = self.model.open()?;
         check_tokens(&opened.spec, tokens)?;
         check_context(&opened.spec, tokens.len())?;
         let mut session = Session::load_opened(&opened, &self.model.compute, self.model.kv_memory)?;
@@ -93,9 +93,10 @@ impl Forward {
         inside.residuals.push(normed);
         self.write(&inside, &logits, vocab, hidden)?;
         show(&format!(
-            "{} tokens, numeric class {}: {}\n",
+            "{} tokens, numeric class {}{}: {}\n",
             tokens.len(),
             session.kernels().class(),
+            shards(session.trunk.spec()),
             self.out.display()
         ))
     }

@@ -1,34 +1,47 @@
-//! `phalanx generate`: one answer, streamed.
+//! `phalanx generate`: one answer, streamed. Here it is computed in this process; `generate_remote` asks a cluster.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{ArgGroup, Args};
 use coordinator::generation::{FinishReason, Generation, Request, Token};
+use coordinator::texts::Texts;
 use model::kv::Sequence;
 use model::plain::{StepError, Unobserved, check_context, check_tokens};
 use model::sampler::{Sampling, SamplingFields};
 use model::text::{ChatInput, StopStream, WallTime};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::Failure;
-use crate::arguments::{ModelArguments, Tokens, token_ids};
+use crate::arguments::{ModelArguments, Tokens, seconds, token_ids};
 use crate::output::show;
-use crate::session::{self, Session, Texts};
+use crate::remote::{ClusterUrl, cluster_url};
+use crate::session::{self, Session};
+use crate::{Failure, generate_remote};
 
 /// Tokens of an answer where neither the command line nor the model says.
 const TOKENS_MAX: usize = 256;
 
-/// Continue a prompt or answer a chat message, in one process.
+/// Continue a prompt or answer a chat message, in one process or by a cluster.
 ///
 /// Examples:
 ///   phalanx generate --chat 'sort 7315='
 ///   phalanx generate --model DIR --prompt 'Once upon a time' --temperature 0.8 --seed 7
 ///   phalanx generate --model DIR --tokens 5,17,3 --max-tokens 32 --ignore-eos --json
+///   phalanx generate --cluster http://127.0.0.1:8080 --prompt 'Once upon a time'
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, group = ArgGroup::new("input").required(true))]
 pub(crate) struct Generate {
     #[command(flatten)]
     pub(crate) model: ModelArguments,
+
+    /// Let a cluster answer: the URL of a coordinator, as its --http has it. The answer is the same. With
+    /// --chat it needs the served model's folder (--model), unless that is the demo model.
+    #[arg(long, value_name = "URL", value_parser = cluster_url,
+          conflicts_with_all = ["numeric_class", "kernel_path", "threads", "cores", "kv_memory"])]
+    pub(crate) cluster: Option<ClusterUrl>,
+
+    /// With --cluster: how many seconds to wait for a cluster that is still loading.
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds, requires = "cluster")]
+    pub(crate) wait: Duration,
 
     /// Text to continue.
     #[arg(long, group = "input", value_name = "TEXT")]
@@ -100,16 +113,63 @@ pub(crate) struct Generate {
 }
 
 /// How long what took.
-struct Timing {
-    prefill: Duration,
-    decode: Duration,
+pub(crate) struct Timing {
+    pub(crate) load: Duration,
+    pub(crate) prefill: Duration,
+    pub(crate) decode: Duration,
+}
+
+/// An answer that is complete, whoever gave it.
+pub(crate) struct Told {
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) text: String,
+    pub(crate) logprobs: Vec<Value>,
+    pub(crate) top_logprobs: Vec<Value>,
+    pub(crate) finish_reason: Option<String>,
+    pub(crate) numeric_class: String,
+    /// Shards of every expert.
+    pub(crate) shards: usize,
+}
+
+impl Told {
+    /// What `--json` prints.
+    pub(crate) fn json(&self, timing: &Timing, with_top: bool) -> Value {
+        let rate = |count: usize, time: Duration| match time.as_secs_f64() {
+            s if s > 0.0 && count > 0 => Some(count as f64 / s),
+            _ => None,
+        };
+        let mut object = json!({
+            "prompt_tokens": self.prompt,
+            "tokens": self.tokens,
+            "text": self.text,
+            "logprobs": self.logprobs,
+            "finish_reason": self.finish_reason,
+            "numeric_class": self.numeric_class,
+            "shards": self.shards,
+            "timing": {
+                "load_s": timing.load.as_secs_f64(),
+                "prefill_s": timing.prefill.as_secs_f64(),
+                "decode_s": timing.decode.as_secs_f64(),
+                "prefill_tokens_per_s": rate(self.prompt.len(), timing.prefill),
+                "decode_tokens_per_s": rate(self.tokens.len().saturating_sub(1), timing.decode),
+            },
+        });
+        if with_top {
+            object["top_logprobs"] = json!(self.top_logprobs);
+        }
+        object
+    }
 }
 
 impl Generate {
     pub(crate) fn run(&self) -> Result<(), Failure> {
+        if let Some(url) = &self.cluster {
+            return generate_remote::run(self, url);
+        }
         let sampling = self.sampling()?;
         let stop = StopStream::new(self.stop.clone())?;
-        let opened = session::open(self.model.model.as_deref())?;
+        let opened = self.model.open()?;
         let texts = session::texts(self.model.model.as_deref())?;
         if !self.stop.is_empty() {
             // Stop strings are found in text.
@@ -136,12 +196,15 @@ impl Generate {
             }
         })?;
         match self.json {
-            true => self.print_json(&session, &generation, &prompt, &tokens, &text, &timing),
+            true => {
+                let told = told(prompt, &tokens, text, generation.finish_reason(), &session);
+                show(&format!("{:#}\n", told.json(&timing, self.top_logprobs > 0)))
+            }
             false => show("\n"),
         }
     }
 
-    fn sampling(&self) -> Result<Sampling, Failure> {
+    pub(crate) fn sampling(&self) -> Result<Sampling, Failure> {
         Ok(Sampling::new(SamplingFields {
             temperature: self.temperature,
             top_p: self.top_p,
@@ -169,19 +232,17 @@ impl Generate {
         }
     }
 
+    /// Most tokens of the answer, where the model's makers recommend `recommended`.
+    pub(crate) fn tokens_max(&self, recommended: Option<usize>) -> Result<usize, Failure> {
+        match self.max_tokens.or(recommended).unwrap_or(TOKENS_MAX) {
+            0 => Err("--max-tokens 0: an answer has at least one token".into()),
+            count => Ok(count),
+        }
+    }
+
     fn request(&self, texts: &Texts, prompt: Vec<u32>, sampling: Sampling) -> Result<Request, Failure> {
-        let tokens_max = self.max_tokens.or(texts.defaults.max_new_tokens.map(|n| n as usize));
-        let tokens_max = tokens_max.unwrap_or(TOKENS_MAX);
-        if tokens_max == 0 {
-            return Err("--max-tokens 0: an answer has at least one token".into());
-        }
-        let mut end_ids = Vec::new();
-        if !self.ignore_eos {
-            end_ids.clone_from(&texts.defaults.eos_ids);
-            if end_ids.is_empty() {
-                end_ids.extend(texts.tokenizer.as_ref().and_then(|t| t.eos_id()));
-            }
-        }
+        let tokens_max = self.tokens_max(texts.defaults.max_new_tokens.map(|n| n as usize))?;
+        let end_ids = if self.ignore_eos { Vec::new() } else { texts.end_ids() };
         Ok(Request {
             prompt,
             sampling,
@@ -190,42 +251,25 @@ impl Generate {
             logprobs: self.json.then_some(self.top_logprobs),
         })
     }
+}
 
-    fn print_json(
-        &self,
-        session: &Session,
-        generation: &Generation,
-        prompt: &[u32],
-        tokens: &[Token],
-        text: &str,
-        timing: &Timing,
-    ) -> Result<(), Failure> {
-        let rate = |count: usize, time: Duration| match time.as_secs_f64() {
-            s if s > 0.0 && count > 0 => Some(count as f64 / s),
-            _ => None,
-        };
-        let logprobs: Vec<f64> = tokens.iter().filter_map(|t| Some(t.logprobs.as_ref()?.chosen)).collect();
-        let ids: Vec<u32> = tokens.iter().map(|t| t.id).collect();
-        let mut object = json!({
-            "prompt_tokens": prompt,
-            "tokens": ids,
-            "text": text,
-            "logprobs": logprobs,
-            "finish_reason": generation.finish_reason().map(FinishReason::name),
-            "numeric_class": session.kernels().class().to_string(),
-            "timing": {
-                "load_s": session.load_time.as_secs_f64(),
-                "prefill_s": timing.prefill.as_secs_f64(),
-                "decode_s": timing.decode.as_secs_f64(),
-                "prefill_tokens_per_s": rate(prompt.len(), timing.prefill),
-                "decode_tokens_per_s": rate(tokens.len().saturating_sub(1), timing.decode),
-            },
-        });
-        if self.top_logprobs > 0 {
-            let top: Vec<_> = tokens.iter().filter_map(|t| Some(json!(t.logprobs.as_ref()?.top))).collect();
-            object["top_logprobs"] = json!(top);
-        }
-        show(&format!("{object:#}\n"))
+fn told(
+    prompt: Vec<u32>,
+    tokens: &[Token],
+    text: String,
+    finish_reason: Option<FinishReason>,
+    session: &Session,
+) -> Told {
+    let logprobs = || tokens.iter().filter_map(|token| token.logprobs.as_ref());
+    Told {
+        prompt,
+        tokens: tokens.iter().map(|token| token.id).collect(),
+        text,
+        logprobs: logprobs().map(|logprobs| json!(logprobs.chosen)).collect(),
+        top_logprobs: logprobs().map(|logprobs| json!(logprobs.top)).collect(),
+        finish_reason: finish_reason.map(|reason| reason.name().to_owned()),
+        numeric_class: session.kernels().class().to_string(),
+        shards: session.trunk.spec().shards,
     }
 }
 
@@ -274,7 +318,7 @@ fn generate(
     }
     session.cache.release(sequence);
     let prefill = prefill.unwrap_or_default();
-    Ok(Timing { prefill, decode: start.elapsed() - prefill })
+    Ok(Timing { load: session.load_time, prefill, decode: start.elapsed() - prefill })
 }
 
 /// One greedy answer of at most `tokens_max` tokens, as text.
@@ -284,14 +328,12 @@ pub(crate) fn answer(
     chat: &str,
     tokens_max: usize,
 ) -> Result<String, Failure> {
-    let mut end_ids = texts.defaults.eos_ids.clone();
     let tokenizer = texts.tokenizer()?;
-    end_ids.extend(tokenizer.eos_id());
     let request = Request {
         prompt: chat_ids(texts, None, chat)?,
         sampling: Sampling::greedy(),
         tokens_max,
-        end_ids,
+        end_ids: texts.end_ids(),
         logprobs: None,
     };
     let mut generation = Generation::new(request, Some(tokenizer.stream(true)), StopStream::new(Vec::new())?);

@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use model::kernel::{Kernels, NumericClass, RowType};
+use model::kernel::RowType;
 use model::kv::KvCache;
-use model::load::{self, Opened, Progress, Request};
+use model::load::Opened;
 use model::spec::{Attention, FeedForward, Quantization, Spec};
-use model::weights::{DigestCache, ExpertPlan, Manifest, TrunkPlan};
+use model::weights::{ExpertPlan, Manifest, TrunkPlan};
 use serde_json::json;
 
 use crate::Failure;
-use crate::output::{bytes, show, with_progress};
-use crate::session::{digest_cache, open, remember};
+use crate::output::{bytes, show};
+use crate::session::{digests, open};
 
 /// What a checkpoint is, and what it needs.
 #[derive(Debug, Args)]
@@ -23,6 +23,10 @@ pub(crate) struct Inspect {
     /// Show the memory that a sequence of so many tokens needs. Default: the model's context.
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
+
+    /// Show what experts cut into so many shards need.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    shards: usize,
 
     /// Read all weights and show the digest of every expert and of the trunk.
     #[arg(long)]
@@ -37,6 +41,8 @@ pub(crate) struct Inspect {
 struct Figures {
     expert_bytes: u64,
     expert_stored_bytes: u64,
+    /// The largest shard's.
+    shard_bytes: u64,
     experts: usize,
     trunk_bytes: u64,
     kv_bytes_per_token: u64,
@@ -47,7 +53,7 @@ struct Figures {
 
 impl Inspect {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let opened = open(self.dir.as_deref())?;
+        let opened = open(self.dir.as_deref())?.with_shards(self.shards)?;
         let spec = &opened.spec;
         if let Some(context) = self.context {
             model::plain::check_context(spec, context)?;
@@ -64,10 +70,14 @@ impl Inspect {
         let spec = &opened.spec;
         let experts = opened.experts();
         let mut expert_bytes = 0;
-        let mut expert_stored_bytes = 0;
+        let (mut expert_stored_bytes, mut shard_bytes) = (0, 0);
         if let Some(first) = experts.first() {
             let plan = ExpertPlan::new(&opened.checkpoint, spec, *first)?;
             (expert_bytes, expert_stored_bytes) = (plan.bytes(false) as u64, plan.stored_bytes());
+            for index in 0..spec.shards {
+                let shard = ExpertPlan::shard(&opened.checkpoint, spec, *first, index)?;
+                shard_bytes = shard_bytes.max(shard.bytes(false) as u64);
+            }
         }
         let context = self.context.unwrap_or(spec.context_max);
         let kv_values: usize = (0..spec.layers.len()).map(|l| spec.kv_values(l)).sum();
@@ -75,6 +85,7 @@ impl Inspect {
         Ok(Figures {
             expert_bytes,
             expert_stored_bytes,
+            shard_bytes,
             experts: experts.len(),
             trunk_bytes: TrunkPlan::new(&opened.checkpoint, spec).bytes()?,
             kv_bytes_per_token: 2 * kv_values as u64,
@@ -120,6 +131,9 @@ impl Inspect {
             bytes(f.expert_bytes),
             bytes(f.expert_stored_bytes)
         ));
+        if spec.shards > 1 {
+            lines.push(format!("  one of {:10} {}", format!("{} shards", spec.shards), bytes(f.shard_bytes)));
+        }
         lines.push(format!(
             "  all {:13} {}",
             format!("{} experts", f.experts),
@@ -175,6 +189,8 @@ impl Inspect {
             "attention": attention(spec),
             "stored_bytes": f.stored_bytes,
             "bytes_per_expert": f.expert_bytes,
+            "shards": spec.shards,
+            "bytes_per_shard": f.shard_bytes,
             "stored_bytes_per_expert": f.expert_stored_bytes,
             "expert_bytes": f.experts as u64 * f.expert_bytes,
             "trunk_bytes": f.trunk_bytes,
@@ -219,35 +235,4 @@ fn quantization(spec: &Spec) -> &'static str {
         Some(Quantization::Fp8 { .. }) => ", FP8, widened to BF16 in memory",
         Some(Quantization::Mxfp4) => ", experts MXFP4, widened to BF16 in memory",
     }
-}
-
-/// All digests, part by part: each is read, packed, hashed and dropped.
-fn digests(opened: &Opened) -> Result<Manifest, Failure> {
-    let cache = digest_cache(opened);
-    let known = cache.as_ref().map(DigestCache::load).unwrap_or_default();
-    let kernels = Kernels::for_class(NumericClass::Portable)?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let progress = Progress::default();
-    let mut manifest = known.clone();
-    let experts = opened.experts();
-    with_progress(&progress, || -> Result<(), Failure> {
-        let mut read = |trunk: bool, experts: &[_]| -> Result<(), Failure> {
-            let known = &Manifest::default();
-            let request = Request { kernels, threads, trunk, experts, digests: true, known };
-            manifest.merge(&load::load(opened, &request, &progress)?.manifest);
-            Ok(())
-        };
-        if known.trunk.is_none() {
-            read(true, &[])?;
-        }
-        let missing: Vec<_> = experts.iter().copied().filter(|id| !known.experts.contains_key(id)).collect();
-        // Some at a time, so that a model larger than memory can be hashed.
-        for some in missing.chunks(64) {
-            read(false, some)?;
-        }
-        Ok(())
-    })?;
-    manifest.config = Some(opened.config_digest);
-    remember(cache.as_ref(), &known, &manifest);
-    Ok(manifest)
 }

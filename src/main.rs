@@ -6,9 +6,14 @@ mod certs;
 mod demo;
 mod forward;
 mod generate;
+mod generate_remote;
 mod inspect;
 mod output;
+mod placement;
+mod remote;
+mod serve;
 mod session;
+mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,13 +36,19 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Continue a prompt or answer a chat message, in one process.
+    /// Continue a prompt or answer a chat message, in one process or by a cluster.
     Generate(generate::Generate),
+    /// What a cluster is doing: nodes, devices, experts, loads.
+    Status(status::Status),
+    /// Which device of a cluster holds what.
+    Placement(placement::Placement),
     /// One pass over given tokens: logits, routing and hidden states into a file, for comparing
     /// with other implementations.
     Forward(forward::Forward),
     /// What a checkpoint is, and what it needs.
     Inspect(inspect::Inspect),
+    /// Serve a model: a coordinator with nodes in this process or from outside, behind an HTTP API.
+    Serve(Box<serve::Serve>),
     /// Make a cluster's authority, certificates of peers and join tokens, and look at them.
     #[command(subcommand)]
     Certs(certs::Certs),
@@ -73,8 +84,11 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         None => demo::run(),
         Some(Command::Generate(command)) => command.run(),
+        Some(Command::Status(command)) => command.run(),
+        Some(Command::Placement(command)) => command.run(),
         Some(Command::Forward(command)) => command.run(),
         Some(Command::Inspect(command)) => command.run(),
+        Some(Command::Serve(command)) => command.run(),
         Some(Command::Certs(command)) => command.run(),
         Some(Command::Bench(command)) => command.run(),
     };

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use model::load::Progress;
+use model::spec::Spec;
 
 use crate::Failure;
 
@@ -80,5 +81,13 @@ mod tests {
         ] {
             assert_eq!(bytes(count), text);
         }
+    }
+}
+
+/// What follows a numeric class where experts are cut.
+pub(crate) fn shards(spec: &Spec) -> String {
+    match spec.shards {
+        1 => String::new(),
+        n => format!(", experts in {n} shards"),
     }
 }

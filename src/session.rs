@@ -4,13 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coordinator::texts::{TextFiles, Texts};
 use model::experts::LocalExperts;
-use model::kernel::{Kernels, RowType};
+use model::kernel::{Kernels, NumericClass, RowType};
 use model::kv::{KvCache, Sequence};
 use model::load::{self, Opened, Progress, Request};
 use model::plain::{Observe, Run, StepError, check_context, step};
 use model::pool::Pool;
-use model::text::{ChatTemplate, GenerationConfig, Tokenizer};
 use model::trunk::{Trunk, Workspace};
 use model::weights::{DigestCache, ExpertId, ExpertPlan, Manifest, TrunkPlan};
 use node::host::Host;
@@ -23,14 +23,6 @@ use crate::output::{bytes, with_progress};
 const PREFILL_ROWS: usize = 2048;
 
 const DEMO: &str = "demo-model";
-
-/// The texts of a model: tokenizer, chat template, defaults.
-pub(crate) struct Texts {
-    /// Absent where the folder has none: ids still work.
-    pub(crate) tokenizer: Option<Tokenizer>,
-    pub(crate) chat: Option<ChatTemplate>,
-    pub(crate) defaults: GenerationConfig,
-}
 
 /// A model that computes.
 pub(crate) struct Session {
@@ -54,61 +46,31 @@ pub(crate) fn open(model: Option<&Path>) -> Result<Opened, Failure> {
     })
 }
 
+/// Text of the model's `config.json`.
+pub(crate) fn config_text(model: Option<&Path>) -> Result<Vec<u8>, Failure> {
+    match model {
+        Some(dir) => Ok(std::fs::read(dir.join("config.json"))?),
+        None => Ok(include_bytes!("../demo-model/config.json").to_vec()),
+    }
+}
+
 /// Opens the texts of a folder, or of the demo model.
 pub(crate) fn texts(model: Option<&Path>) -> Result<Texts, Failure> {
+    let files = TextFiles {
+        tokenizer: include_bytes!("../demo-model/tokenizer.json"),
+        tokenizer_config: include_bytes!("../demo-model/tokenizer_config.json"),
+        generation_config: include_bytes!("../demo-model/generation_config.json"),
+    };
     Ok(match model {
-        Some(dir) => Texts {
-            tokenizer: match dir.join("tokenizer.json").exists() {
-                true => Some(Tokenizer::open(dir)?),
-                false => None,
-            },
-            chat: ChatTemplate::open(dir)?,
-            defaults: defaults(dir)?,
-        },
-        None => {
-            let config = include_bytes!("../demo-model/tokenizer_config.json").as_slice();
-            Texts {
-                tokenizer: Some(Tokenizer::from_bytes(
-                    DEMO,
-                    include_bytes!("../demo-model/tokenizer.json"),
-                    Some(config),
-                    None,
-                )?),
-                chat: ChatTemplate::from_bytes(DEMO, Some(config), None, &[])?,
-                defaults: GenerationConfig::from_bytes(
-                    "demo-model/generation_config.json",
-                    include_bytes!("../demo-model/generation_config.json"),
-                )?,
-            }
-        }
+        Some(dir) => Texts::open(dir)?,
+        None => Texts::from_bytes(DEMO, files)?,
     })
-}
-
-/// `generation_config.json`; where it names no end of an answer, `config.json` may, as for the reference.
-fn defaults(dir: &Path) -> Result<GenerationConfig, Failure> {
-    let mut defaults = GenerationConfig::open(dir)?;
-    if defaults.eos_ids.is_empty()
-        && let Ok(config) = std::fs::read(dir.join("config.json"))
-        && let Ok(config) = GenerationConfig::from_bytes("config.json", &config)
-    {
-        defaults.eos_ids = config.eos_ids;
-    }
-    Ok(defaults)
-}
-
-impl Texts {
-    /// The tokenizer, which text needs.
-    pub(crate) fn tokenizer(&self) -> Result<&Tokenizer, Failure> {
-        self.tokenizer.as_ref().ok_or_else(|| {
-            "the model's folder has no tokenizer.json, so it cannot read text; give ids with --tokens".into()
-        })
-    }
 }
 
 impl Session {
     /// Loads all of a model.
     pub(crate) fn load(arguments: &ModelArguments) -> Result<Self, Failure> {
-        let opened = open(arguments.model.as_deref())?;
+        let opened = arguments.open()?;
         Self::load_opened(&opened, &arguments.compute, arguments.kv_memory)
     }
 
@@ -212,15 +174,46 @@ fn load_parts(opened: &Opened, kernels: Kernels, threads: usize) -> Result<Parts
 }
 
 /// Where digests are kept between runs, if the user has a place for caches.
-pub(crate) fn digest_cache(opened: &Opened) -> Option<DigestCache> {
+fn digest_cache(opened: &Opened) -> Option<DigestCache> {
     DigestCache::new(&crate::cache_folder()?.join("digests"), &opened.checkpoint)
 }
 
 /// Keeps new digests. A cache that cannot be written costs time at the next start and nothing else.
-pub(crate) fn remember(cache: Option<&DigestCache>, known: &Manifest, found: &Manifest) {
+fn remember(cache: Option<&DigestCache>, known: &Manifest, found: &Manifest) {
     if let Some(cache) = cache
         && found != known
     {
         let _ = cache.store(found);
     }
+}
+
+/// All digests, part by part: each is read, packed, hashed and dropped. What is known already is not read.
+pub(crate) fn digests(opened: &Opened) -> Result<Manifest, Failure> {
+    let cache = digest_cache(opened);
+    let known = cache.as_ref().map(DigestCache::load).unwrap_or_default();
+    let kernels = Kernels::for_class(NumericClass::Portable)?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let progress = Progress::default();
+    let mut manifest = known.clone();
+    let experts = opened.experts();
+    with_progress(&progress, || -> Result<(), Failure> {
+        let mut read = |trunk: bool, experts: &[_]| -> Result<(), Failure> {
+            let known = &Manifest::default();
+            let request = Request { kernels, threads, trunk, experts, digests: true, known };
+            manifest.merge(&load::load(opened, &request, &progress)?.manifest);
+            Ok(())
+        };
+        if known.trunk.is_none() {
+            read(true, &[])?;
+        }
+        let missing: Vec<_> = experts.iter().copied().filter(|id| !known.experts.contains_key(id)).collect();
+        // Some at a time, so that a model larger than memory can be hashed.
+        for some in missing.chunks(64) {
+            read(false, some)?;
+        }
+        Ok(())
+    })?;
+    manifest.config = Some(opened.config_digest);
+    remember(cache.as_ref(), &known, &manifest);
+    Ok(manifest)
 }

@@ -53,6 +53,10 @@ fn arguments_are_checked() {
     refuse(&["top_p", "above 0"], &["generate", "--chat", "x", "--top-p", "0"]);
     refuse(&["repetition_penalty"], &["generate", "--chat", "x", "--repetition-penalty", "nan"]);
     refuse(&["f64", "portable"], &["generate", "--chat", "x", "--numeric-class", "f64"]);
+    let cut = |shards| ["generate", "--model", mixtral, "--tokens", "5", "--shards", shards];
+    refuse(&["7 shards", "96 wide", "1 to 6 shards"], &cut("7"));
+    refuse(&["0 shards"], &cut("0"));
+    refuse(&["7 shards"], &["inspect", mixtral, "--shards", "7"]);
     refuse(&["--threads 0"], &["generate", "--chat", "x", "--threads", "0"]);
     refuse(
         &["--kv-memory"],

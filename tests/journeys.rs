@@ -29,6 +29,28 @@ fn without_a_command_the_demo_model_answers() {
     }
 }
 
+/// In class f32 the order of a cut expert's sums is far below what decides a token; inspect says what a shard needs.
+#[test]
+fn cut_experts_answer_as_whole_ones() {
+    let expected = expected("mixtral");
+    let dir = fixture("mixtral");
+    let dir = dir.to_str().expect("UTF-8");
+    let prompt = &expected["prompts"][1];
+    let ids: Vec<String> = prompt["ids"].as_array().expect("ids").iter().map(Value::to_string).collect();
+    let ids = ids.join(",");
+    let arguments = ["generate", "--model", dir, "--tokens", &ids, "--numeric-class", "f32"];
+    let found =
+        json(&[&arguments[..], &["--max-tokens", "32", "--ignore-eos", "--json", "--shards", "4"]].concat());
+    assert_eq!(found["tokens"], prompt["f32"]["greedy"]);
+    assert_eq!(found["shards"], 4);
+    let (whole, cut) =
+        (json(&["inspect", dir, "--json"]), json(&["inspect", dir, "--json", "--shards", "4"]));
+    assert_eq!((&whole["shards"], &whole["bytes_per_shard"]), (&Value::from(1), &whole["bytes_per_expert"]));
+    // 96 columns are six units of sixteen; the largest of four shards has two.
+    let bytes = whole["bytes_per_expert"].as_u64().expect("a number");
+    assert_eq!((&cut["shards"], &cut["bytes_per_shard"]), (&Value::from(4), &Value::from(bytes / 3)));
+}
+
 #[test]
 fn generate_continues_ids_as_the_reference_does() {
     for name in ["mixtral", "deepseekv3-seed"] {

@@ -1,8 +1,13 @@
 //! Whole requests: scheduler, trunk, routing, and the control plane. It holds no expert's weights.
 //!
-//! It may import `model` and `transport`, never `node`. [`data`] is the way of a token, [`placement`] what the
-//! control plane tells it.
+//! It may import `model` and `transport`, never `node`. [`api`] is what clients speak to, [`texts`] stands between
+//! their words and ids, [`data`] is the way of a token, [`placement`] what the control plane tells it.
 
+pub mod api;
+pub mod control;
 pub mod data;
 pub mod generation;
 pub mod placement;
+pub mod start;
+pub mod texts;
+pub mod weights;

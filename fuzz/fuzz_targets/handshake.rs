@@ -85,7 +85,8 @@ fn run(mut bytes: &[u8], side: Side, lanes_ready: bool) {
                 }
             }
             14 => link.handle_drain(now),
-            _ => link.handle_finished(lane, now),
+            _ if later % 2 == 0 => drop(link.handle_finished(lane, now)),
+            _ => link.handle_lost(lane, "noise".into(), now),
         }
         settle(&mut link, &mut finishing, &mut read, now);
     }

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::gate::Choices;
-use crate::kernel::{Kernels, Sink, Task, multiply};
+use crate::kernel::{Kernels, RowOut, RowType, RowsRef, Sink, Task, multiply};
 use crate::pool::Pool;
-use crate::rows::{RowBuffer, split_rows};
+use crate::rows::{RowBuffer, split_rows, write_row};
 use crate::weights::{Block, ExpertId};
 
 /// An error of whoever computes experts.
@@ -126,6 +126,9 @@ impl Experts for LocalExperts {
 
 /// Computes blocks of one width over rows: all gates and ups at once, then all downs, so that one large
 /// block or eight small ones both fill the threads. Outputs follow one another in `out`.
+///
+/// Blocks that are cut and whole here are computed shard by shard, as devices would. One shard of several has outputs
+/// that are partial: `out` is then of f32, and [`join_partials`] makes an expert's output of them.
 pub fn compute_blocks(
     kernels: Kernels,
     pool: &Pool,
@@ -134,9 +137,28 @@ pub fn compute_blocks(
     inner: &mut RowBuffer,
     out: &mut RowBuffer,
 ) {
-    let Some((first, ..)) = parts.first() else { return };
+    match parts.first() {
+        None => {}
+        Some((first, ..)) if first.others.is_empty() => {
+            compute_shard(kernels, pool, parts, rows, inner, out);
+        }
+        Some(_) => compute_shards(kernels, pool, parts, rows, inner, out),
+    }
+}
+
+/// The same, but for the shards that the blocks hold beside the first.
+fn compute_shard(
+    kernels: Kernels,
+    pool: &Pool,
+    parts: &[(&Block, Option<&[u32]>, usize)],
+    rows: &RowBuffer,
+    inner: &mut RowBuffer,
+    out: &mut RowBuffer,
+) {
+    let width = parts[0].0.width();
+    assert!(parts.iter().all(|(block, ..)| block.width() == width), "blocks of one width");
     let counts = || parts.iter().map(|(_, _, count)| *count);
-    inner.reset(counts().sum(), first.width());
+    inner.reset(counts().sum(), width);
     let mut tasks: Vec<Task<'_>> = split_rows(inner.out(), counts())
         .into_iter()
         .zip(parts)
@@ -170,6 +192,62 @@ pub fn compute_blocks(
         })
         .collect();
     multiply(kernels, pool, &mut tasks);
+}
+
+/// Every shard of every block, and their partial outputs joined. The oracle for shards on devices of their own; buffers
+/// for partial outputs are made anew each time.
+fn compute_shards(
+    kernels: Kernels,
+    pool: &Pool,
+    parts: &[(&Block, Option<&[u32]>, usize)],
+    rows: &RowBuffer,
+    inner: &mut RowBuffer,
+    out: &mut RowBuffer,
+) {
+    let (total, columns) = (out.rows(), out.columns());
+    let count = parts[0].0.shards().count();
+    let partials: Vec<RowBuffer> = (0..count)
+        .map(|index| {
+            let parts: Vec<_> = parts
+                .iter()
+                .map(|(block, pick, count)| {
+                    (block.shards().nth(index).expect("all are cut alike"), *pick, *count)
+                })
+                .collect();
+            let mut partial = RowBuffer::new(RowType::F32);
+            partial.reset(total, columns);
+            compute_shard(kernels, pool, &parts, rows, inner, &mut partial);
+            partial
+        })
+        .collect();
+    let views: Vec<RowsRef<'_>> = partials.iter().map(RowBuffer::view).collect();
+    let (mut out, mut sums) = (out.out(), Vec::new());
+    for row in 0..total {
+        let of_row = views.iter().map(|view| match view {
+            RowsRef::F32 { data, stride } => &data[row * stride..][..columns],
+            RowsRef::Bf16 { .. } => unreachable!("partial outputs are f32"),
+        });
+        join_partials(kernels, of_row, &mut sums, &mut out, row);
+    }
+}
+
+/// Makes an expert's output of its shards' partial outputs, which come in order of shards: adds them one after the other
+/// in f32 and rounds the sum to the row type of `out`. `sums` is scratch.
+pub fn join_partials<'a>(
+    kernels: Kernels,
+    partials: impl IntoIterator<Item = &'a [f32]>,
+    sums: &mut Vec<f32>,
+    out: &mut RowOut<'_>,
+    row: usize,
+) {
+    let mut partials = partials.into_iter();
+    sums.clear();
+    sums.extend_from_slice(partials.next().expect("an expert has a shard"));
+    for partial in partials {
+        assert_eq!(partial.len(), sums.len(), "partial outputs of one expert");
+        sums.iter_mut().zip(partial).for_each(|(sum, x)| *sum += x);
+    }
+    write_row(kernels, out, row, sums);
 }
 
 #[cfg(test)]

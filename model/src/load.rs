@@ -14,7 +14,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Reader};
 use crate::config::{Config, ConfigError};
 use crate::family;
 use crate::kernel::{Kernels, Matrix, Region, RowType};
-use crate::spec::Spec;
+use crate::spec::{ShardsError, Spec};
 use crate::weights::{
     Block, Digest, Embedding, ExpertId, ExpertPlan, Manifest, TrunkLayer, TrunkPlan, TrunkWeights,
 };
@@ -77,6 +77,11 @@ impl Opened {
     /// A model of this specification and these weights.
     pub fn new(spec: Spec, checkpoint: Checkpoint, config_digest: Digest) -> Self {
         Self { spec: Arc::new(spec), checkpoint, config_digest, dense_out: false }
+    }
+
+    /// The same model with every expert cut into `shards`.
+    pub fn with_shards(self, shards: usize) -> Result<Self, ShardsError> {
+        Ok(Self { spec: Arc::new(Spec::clone(&self.spec).with_shards(shards)?), ..self })
     }
 
     /// The same model with the feed-forwards of its dense layers as experts, or as parts of the trunk.
@@ -210,6 +215,36 @@ pub fn load(opened: &Opened, request: &Request<'_>, progress: &Progress) -> Resu
     finish(opened, request, gathered)
 }
 
+/// One shard of an expert, loaded.
+#[derive(Debug)]
+pub struct LoadedShard {
+    /// It.
+    pub block: Block,
+    /// The whole expert's digest, if it was asked for.
+    pub digest: Option<Digest>,
+    /// One line each: what a person should know of the weights.
+    pub warnings: Vec<String>,
+}
+
+/// Loads shard `index` of expert `id` on this thread: what one device holds. Where experts are not cut, that is all of
+/// it. With `digest` the whole expert is read and hashed, however small the shard.
+///
+/// Panics if the model has no such shard.
+pub fn load_shard(
+    opened: &Opened,
+    kernels: Kernels,
+    id: ExpertId,
+    index: usize,
+    digest: bool,
+) -> Result<LoadedShard, LoadError> {
+    let exact = exact(kernels);
+    let plan = ExpertPlan::shard(&opened.checkpoint, &opened.spec, id, index)?;
+    let mut reader = Reader::new(exact, digest);
+    let (block, digest) = plan.load(&Arc::new(Region::new(plan.bytes(exact))), &mut reader)?;
+    let warnings = warnings(reader.nan_tensors, reader.rounded_tensors);
+    Ok(LoadedShard { block, digest, warnings })
+}
+
 /// Class `f32` keeps values exactly as stored.
 fn exact(kernels: Kernels) -> bool {
     kernels.class().row_type() == RowType::F32
@@ -299,6 +334,12 @@ fn finish(opened: &Opened, request: &Request<'_>, gathered: Gathered) -> Result<
         manifest.trunk = request.known.trunk.or(all.map(Digest::of_parts));
         TrunkWeights { embedding, layers, norm, head }
     });
+    let warnings = warnings(gathered.nan, gathered.rounded);
+    Ok(Loaded { trunk, experts: gathered.experts, manifest, warnings })
+}
+
+/// What a person should know of tensors in which NaN was seen, or whose values were rounded.
+fn warnings(nan: Vec<String>, rounded: Vec<String>) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut warn = |mut tensors: Vec<String>, what: &str| {
         tensors.sort();
@@ -311,13 +352,10 @@ fn finish(opened: &Opened, request: &Request<'_>, gathered: Gathered) -> Result<
             warnings.push(format!("tensor `{first}`{others} {what}"));
         }
     };
+    warn(nan, "holds NaN: answers will be NaN where it is used; the file is damaged or the model diverged");
     warn(
-        gathered.nan,
-        "holds NaN: answers will be NaN where it is used; the file is damaged or the model diverged",
-    );
-    warn(
-        gathered.rounded,
+        rounded,
         "is stored with more precision than BF16 and was rounded; numeric class f32 keeps it exactly",
     );
-    Ok(Loaded { trunk, experts: gathered.experts, manifest, warnings })
+    warnings
 }

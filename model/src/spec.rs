@@ -4,6 +4,7 @@
 //! produces a [`Spec`], and an option is one field here. Pure data.
 
 use crate::rope::Rope;
+use crate::weights::{SHARD_UNIT, Shard};
 
 /// A family of models, as one file under `family/` reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,26 @@ pub struct Spec {
     pub layers: Vec<Layer>,
     /// How linear weights are stored when they are quantised.
     pub quantization: Option<Quantization>,
+    /// Into how many shards every expert is cut, dense layers' feed-forwards too. Not of `config.json`: part of the
+    /// numeric identity that is set when a cluster starts; see [`Spec::with_shards`].
+    pub shards: usize,
+}
+
+/// A number of shards that a model's experts cannot be cut into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{shards} shards: an expert of layer {layer} is {width} wide inside and is cut into parts of at least {SHARD_UNIT}, \
+     so it can have 1 to {most} shards"
+)]
+pub struct ShardsError {
+    /// Shards asked for.
+    pub shards: usize,
+    /// The first layer with the narrowest experts.
+    pub layer: usize,
+    /// Their inner width.
+    pub width: usize,
+    /// The most shards they can have.
+    pub most: usize,
 }
 
 /// How a checkpoint stores quantised weights. They are widened to BF16 on load.
@@ -296,6 +317,17 @@ impl Spec {
         match &self.layers.get(layer)?.feed_forward {
             FeedForward::Moe(moe) => Some(moe),
             FeedForward::Dense { .. } => None,
+        }
+    }
+
+    /// The same model with every expert cut into `shards`.
+    pub fn with_shards(self, shards: usize) -> Result<Self, ShardsError> {
+        let narrowest = self.experts_out(true).min_by_key(|experts| experts.width);
+        let Some(LayerExperts { layer, width, .. }) = narrowest else { return Ok(Self { shards, ..self }) };
+        let most = Shard::count_max(width);
+        match (1..=most).contains(&shards) {
+            true => Ok(Self { shards, ..self }),
+            false => Err(ShardsError { shards, layer, width, most }),
         }
     }
 

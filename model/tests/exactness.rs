@@ -307,6 +307,7 @@ fn a_large_expert_gives_a_row_the_same_bits_in_any_batch() {
         gate_up_bias: None,
         down_bias: None,
         activation: Activation::Silu,
+        others: Vec::new(),
     };
     let mut results = HashMap::new();
     for class in Class::all() {

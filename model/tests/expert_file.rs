@@ -77,6 +77,9 @@ fn an_experts_file_is_that_expert() {
                 assert_eq!(digest, Digest::of(&bytes[file.header().len()..]), "{what}");
             }
             let again = file_of(&alone, id);
+            assert!(again.is_in_place().unwrap_or_else(|e| panic!("{e}")), "{what}");
+            let digest = file.digest().unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(digest, Digest::of(&bytes[file.header().len()..]), "{what}");
             assert_eq!(bytes_of(&again, &mut random), bytes, "{what}: a holder can serve it on");
             let tensors = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{what}: {e}"));
             assert!(tensors.len() >= 2 && bytes.len() as u64 == file.length(), "{what}");
@@ -87,6 +90,31 @@ fn an_experts_file_is_that_expert() {
             assert!(found.is_err(), "{what}: taken for expert {other}");
         }
     }
+}
+
+/// The same tensors in another order have another digest behind the header, but not the expert's; who compares headers
+/// is not misled.
+#[test]
+fn another_order_of_the_tensors_is_noticed() {
+    let opened = open(&fixture("qwen3moe"));
+    let id = opened.experts()[2];
+    let file = file_of(&opened, id);
+    assert!(!file.is_in_place().unwrap_or_else(|e| panic!("{e}")), "a whole checkpoint is no expert's file");
+    let bytes = bytes_of(&file, &mut Random::new(3));
+    let tensors = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{e}"));
+    let mut sorted = tensors.tensors();
+    sorted.sort_by(|a, b| a.0.cmp(&b.0));
+    let folder = TempDir::new("expert-order");
+    let other = safetensors::serialize(sorted, None).unwrap_or_else(|e| panic!("{e}"));
+    std::fs::write(folder.0.join("model.safetensors"), other).expect("written");
+    let checkpoint = Checkpoint::open(&folder.0).unwrap_or_else(|e| panic!("{e}"));
+    let found = ExpertFile::open(&checkpoint, &opened.spec, id).unwrap_or_else(|e| panic!("{e}"));
+    assert!(!found.is_in_place().unwrap_or_else(|e| panic!("{e}")));
+    assert_eq!(
+        found.digest().expect("readable"),
+        file.digest().expect("readable"),
+        "it is the expert's all the same"
+    );
 }
 
 /// However it is cut, the receiver knows the length as soon as the header is whole, and the digest at the end.

@@ -35,6 +35,7 @@ use crate::receive::Floor;
 use crate::returns::RowShape;
 use crate::session::{Linked, Over, Told, Unlinked};
 use crate::settings::Settings;
+use crate::fetch::{Asks, Fetcher};
 use crate::source::Source;
 use crate::supervisor::{ActorFell, DeviceSupervisor, Remove, Take};
 
@@ -57,6 +58,8 @@ pub struct Agent {
     loading: HashMap<u64, (Assignment, Arc<AtomicBool>)>,
     /// What coordinators know of what actors do.
     loads_told: HashMap<ActorId, Load>,
+    /// What is asked of coordinators over their weights lanes.
+    asks: Arc<Asks>,
     /// Sessions that go on dialling.
     sessions_left: usize,
     is_last: watch::Sender<bool>,
@@ -136,12 +139,13 @@ pub(crate) struct Parts {
     pub(crate) loader: Arc<Loader>,
     pub(crate) devices: Vec<(Arc<dyn Device>, Addr<DeviceSupervisor>)>,
     pub(crate) floor: Rc<Floor>,
+    pub(crate) asks: Arc<Asks>,
     pub(crate) is_last: watch::Sender<bool>,
 }
 
 impl Agent {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { settings, row, loader, devices, floor, is_last } = parts;
+        let Parts { settings, row, loader, devices, floor, asks, is_last } = parts;
         let sessions_left = settings.coordinators.len();
         Self {
             settings,
@@ -149,6 +153,7 @@ impl Agent {
             loader,
             devices,
             floor,
+            asks,
             holdings: Holdings::default(),
             model: None,
             sessions: HashMap::new(),
@@ -195,8 +200,14 @@ impl Agent {
                 }
                 is_same
             });
-            let source = own.map(|own| own as Arc<dyn Source>);
-            self.model = Some(Model { config, spec: Arc::new(spec), shards: joined.shards, source });
+            let spec = Arc::new(spec);
+            let fetcher = || {
+                let folder = self.settings.experts_folder.as_deref()?;
+                let fetcher = Fetcher::new(Arc::clone(&self.asks), Arc::clone(&spec), config, folder);
+                Some(Arc::new(fetcher) as Arc<dyn Source>)
+            };
+            let source = own.map(|own| own as Arc<dyn Source>).or_else(fetcher);
+            self.model = Some(Model { config, spec, shards: joined.shards, source });
         }
         let Some(session) = self.sessions.get_mut(&link) else { return Ok(()) };
         session.is_joined = true;
@@ -258,7 +269,9 @@ impl Agent {
             return Err(format!("the model has no expert {expert} in layer {layer}"));
         }
         let Some(source) = &model.source else {
-            return Err("this node has no copy of the checkpoint; start it with --model DIR".to_owned());
+            return Err("this node has no copy of the checkpoint and no folder to keep what it is sent; start it with \
+                        --model DIR, or with --data DIR"
+                .to_owned());
         };
         Ok(Errand {
             ticket,
@@ -379,7 +392,7 @@ impl Handler<Told> for Agent {
             // The session says why; the coordinator closes the link.
             ToNode::NotJoined { .. } => {}
             // Nothing is asked for over the weights lane yet.
-            ToNode::NotServed { .. } => {}
+            ToNode::NotServed { ask, why } => self.asks.handle_not_served(link, ask, why),
         }
         self.carry_out(context);
     }

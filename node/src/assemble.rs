@@ -109,6 +109,7 @@ pub(crate) async fn node(config: Config) -> Result<Assembled, Failure> {
         devices,
         coordinators,
         own_copy,
+        experts_folder: config.data.clone(),
         limits,
         buffers,
         batch_rows_max: config.batch_rows_max.unwrap_or(BATCH_ROWS_MAX),

@@ -13,6 +13,7 @@ use transport::wire::cluster::{ActorId, Load};
 use crate::agent::{Agent, Parts};
 use crate::device::{CpuDevice, Device};
 use crate::directory::Directory;
+use crate::fetch::Asks;
 use crate::expert::Fall;
 use crate::post::post;
 use crate::receive::Floor;
@@ -103,11 +104,13 @@ pub fn start(runtime: &Runtime, settings: Settings) -> Result<NodeHandle, StartE
             });
             let devices = devices.collect();
             let agent = context.address();
-            let sessions = Rc::new(Sessions { endpoint, agent, floor: Rc::clone(&floor), is_last });
+            let asks = Arc::new(Asks::default());
+            let sessions =
+                Rc::new(Sessions { endpoint, agent, floor: Rc::clone(&floor), asks: Arc::clone(&asks), is_last });
             for coordinator in settings.coordinators.clone() {
                 actix::spawn(Rc::clone(&sessions).keep(coordinator));
             }
-            Agent::new(Parts { settings, row, loader, devices, floor, is_last: is_last_tell })
+            Agent::new(Parts { settings, row, loader, devices, floor, asks, is_last: is_last_tell })
         });
         let _ = tell.send(agent);
     });

@@ -13,7 +13,7 @@
 //! | `device` | computes what all actors of its pool have handed over |
 //! | `returns` | the way back over the link |
 //!
-//! Beside them stand who keeps actors alive (`supervisor`, `restarts`), who brings weights (`loader`, `source`), and
+//! Beside them stand who keeps actors alive (`supervisor`, `restarts`), who brings weights (`loader`, `source`, `fetch`), and
 //! the node itself, which obeys coordinators (`agent`, `session`, `holdings`).
 
 #![forbid(unsafe_code)]
@@ -34,6 +34,7 @@ pub mod returns;
 pub mod restarts;
 pub mod supervisor;
 
+pub mod fetch;
 pub mod loader;
 pub mod source;
 

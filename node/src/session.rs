@@ -4,17 +4,19 @@
 //! 250 ms apart, so that a cluster is whole again as soon as it is back; the log says why once for each cause.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Addr, Message};
 use tokio::sync::watch;
 use transport::link::Ended;
-use transport::peer::{Endpoint, Notice, Opened, Peer};
+use transport::peer::{Endpoint, Inlet, Notice, Opened, Peer};
 use transport::wire::cluster::{Cluster, ToNode};
 use transport::wire::control::{CloseReason, words};
 
 use crate::agent::Agent;
 use crate::batcher::LinkId;
+use crate::fetch::Asks;
 use crate::post::post;
 use crate::receive::{Floor, Receiver};
 use crate::settings::CoordinatorAddress;
@@ -65,6 +67,7 @@ pub(crate) struct Sessions {
     pub(crate) endpoint: Endpoint,
     pub(crate) agent: Addr<Agent>,
     pub(crate) floor: Rc<Floor>,
+    pub(crate) asks: Arc<Asks>,
     /// True: the link that stands is the last.
     pub(crate) is_last: watch::Receiver<bool>,
 }
@@ -113,11 +116,12 @@ impl Sessions {
 
     /// All that happens on one link.
     async fn hear(&self, opened: Opened) -> Heard {
-        // The weights lane is received and dropped by the link itself until somebody asks for weights over it.
-        let Opened { peer, data, weights: _, mut notices } = opened;
+        let Opened { peer, data, weights, mut notices } = opened;
         let link = next_link();
         let receiver = Receiver::new(Rc::clone(&self.floor), link, peer.clone());
         let receiving = actix::spawn(receiver.run(data));
+        self.asks.handle_link(link, peer.clone());
+        actix::spawn(hand_on(weights, link, Arc::clone(&self.asks)));
         post(&self.agent, Linked { link, peer: peer.clone() });
         let (mut was_joined, mut not_joined) = (false, None);
         while let Some(notice) = notices.next().await {
@@ -144,12 +148,20 @@ impl Sessions {
             }
         }
         let ended: Ended = peer.closed().await;
+        self.asks.handle_link_ended(link);
         // What it still has to receive is received: groups are counted by the link until its end.
         let _ = receiving.await;
         post(&self.agent, Unlinked { link });
         tracing::info!(?peer, %ended, "link ended");
         let why = not_joined.map_or_else(|| ended.to_string(), |why| format!("not joined: {why}"));
         Heard { why, was_joined }
+    }
+}
+
+/// Gives what comes over a weights lane to whoever asked for it.
+async fn hand_on(mut weights: Inlet, link: LinkId, asks: Arc<Asks>) {
+    while let Ok(Some(frame)) = weights.receive().await {
+        asks.handle_frame(link, frame);
     }
 }
 

@@ -4,6 +4,7 @@
 //! these of them.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ pub struct Settings {
     pub coordinators: Vec<CoordinatorAddress>,
     /// Its own copy of the checkpoint, if it has one.
     pub own_copy: Option<Arc<OwnCopy>>,
+    /// Where experts are kept that coordinators send, for a node without a copy of the checkpoint.
+    pub experts_folder: Option<PathBuf>,
     /// Bounds of its links.
     pub limits: Limits,
     /// What its links receive into, and returns are written to. At least a window for each link, and as much again.

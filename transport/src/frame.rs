@@ -2,6 +2,12 @@
 //!
 //! Pure. Whoever drops a received frame gives its room back to the sender; so a frame is kept as long as
 //! its rows are needed where they lie, and no longer.
+//!
+//! The room is the frame's and not its payload's. A payload may be shared by several frames, of several links in one
+//! process even, and each of them has its own room at its own receiver; a count in the memory would mix them up. So
+//! whoever needs rows in several places holds the frame there, as an `Arc<Frame>`: one allocation where a frame is
+//! shared, none where it is not. Whoever clones the payload and drops the frame has memory that the sender counts as
+//! free, and may be sent more than its pool holds: then the link is ended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,12 +15,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::buffer::Payload;
 use crate::wire::{Header, charge};
 
-/// What lanes carry.
+/// What lanes carry. A received one holds its room at this end until it is dropped; to hold it in several places, put
+/// it into an `Arc`.
 #[derive(Debug)]
 pub struct Frame {
     /// What it is.
     pub header: Header,
-    /// As long as the header says.
+    /// As long as the header says. A clone of it holds no room: see above.
     pub payload: Payload,
     credit: Option<Credit>,
 }
@@ -94,5 +101,26 @@ impl Meter {
         }
         self.told.store(released, Ordering::SeqCst);
         Some(released)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::Pool;
+    use crate::wire::Kind;
+
+    /// Held in several places and threads, a frame gives its room back once, with the last of them.
+    #[test]
+    fn a_shared_frame_holds_its_room_until_the_last_lets_go() {
+        let meter = Meter::new(1, Arc::default());
+        let payload = Pool::new(1 << 20).take(1000).unwrap();
+        let frame = Frame::new(Header::of_bytes(Kind::Dispatch, 1, 1000), payload);
+        let shared = Arc::new(frame.holding(&meter));
+        let elsewhere = Arc::clone(&shared);
+        std::thread::spawn(move || drop(elsewhere)).join().unwrap();
+        assert_eq!(meter.take(), None);
+        drop(shared);
+        assert_eq!((meter.take(), meter.take()), (Some(64 + 1024), None));
     }
 }

@@ -420,7 +420,8 @@ async fn a_question_that_stops_is_given_up() {
         }
     }
     served(&cluster, &whole, false).await.expect("the whole one is answered");
-    // A byte now and then does not make the time longer.
+    // A byte now and then does not make the time longer. As everywhere in this test, time passes by itself only when
+    // nobody has anything to do.
     let (mut here, mut there) = duplex(1 << 16);
     let began = tokio::time::Instant::now();
     let dripping = async {

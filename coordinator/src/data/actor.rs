@@ -21,10 +21,10 @@ use super::exchange::{Exchange, LinkRoom};
 use super::flow::Flow;
 use super::frames::{Shape, Source};
 use super::ids::{LinkId, RowId, SequenceId};
+use super::landing::{Keep, Landed};
 use super::request::{Request, RequestId, Submission};
 use super::scheduler::Scheduler;
 use super::stage::Stage;
-use super::landing::{Keep, Landed};
 use super::trunk::{Answer, TrunkThread, Work};
 use crate::placement::{NodeId, Placement};
 
@@ -151,6 +151,9 @@ pub struct DataActor {
     pub(super) timer: Option<Pin<Box<Sleep>>>,
     pub(super) report: Report,
     pub(super) shared_cores: bool,
+    /// The epoch that was published last, and the one of which the control plane knows that all older ones are closed.
+    pub(super) published: Epoch,
+    pub(super) closed_told: Epoch,
 }
 
 /// An open link.
@@ -191,6 +194,8 @@ impl DataActor {
             timer: None,
             report: Report::default(),
             shared_cores,
+            published: Epoch::default(),
+            closed_told: Epoch::default(),
             parts,
         })
     }
@@ -227,6 +232,7 @@ impl Handler<Published> for DataActor {
     type Result = ();
 
     fn handle(&mut self, Published(placement): Published, _: &mut Self::Context) {
+        self.published = placement.epoch;
         self.parts.exchange.handle_placement(placement, Instant::now());
     }
 }
@@ -255,12 +261,8 @@ impl Handler<Ask> for DataActor {
 
     fn handle(&mut self, _: Ask, _: &mut Self::Context) -> Self::Result {
         let running = self.running.iter().flatten().count();
-        let report = Report {
-            running,
-            waiting: self.waiting.len(),
-            links: self.links.len(),
-            ..self.report.clone()
-        };
+        let report =
+            Report { running, waiting: self.waiting.len(), links: self.links.len(), ..self.report.clone() };
         MessageResult(report)
     }
 }

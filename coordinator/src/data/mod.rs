@@ -8,6 +8,7 @@ pub mod request;
 pub mod scheduler;
 
 pub mod flow;
+pub mod forwarding;
 pub mod stage;
 pub mod trunk;
 

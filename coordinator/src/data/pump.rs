@@ -25,9 +25,21 @@ impl DataActor {
             let now = Instant::now();
             self.parts.exchange.handle_timeout(now);
             self.end_late(now);
-            if !self.carry_out(now) && !self.poll_timer(task) {
+            let done = self.carry_out(now);
+            self.tell_closed();
+            if !done && !self.poll_timer(task) {
                 return;
             }
+        }
+    }
+
+    /// Tells the control plane once no dispatch is out under an older placement.
+    fn tell_closed(&mut self) {
+        let closed = self.parts.exchange.epoch_oldest().unwrap_or(self.published);
+        if closed > self.closed_told {
+            self.closed_told = closed;
+            // The control plane may have gone already, when the program ends.
+            let _ = self.observe.send(Observation::ClosedThrough(closed));
         }
     }
 
@@ -89,9 +101,12 @@ impl DataActor {
                 // Those whose sequence has left meanwhile go nowhere.
                 let mut wanted: Vec<RowId> = Vec::with_capacity(self.computing.len());
                 let mut chosen: Vec<u32> = Vec::with_capacity(experts.len());
-                for (index, (row, experts)) in self.computing.iter().zip(experts.chunks_exact(out.top_k)).enumerate() {
+                for (index, (row, experts)) in
+                    self.computing.iter().zip(experts.chunks_exact(out.top_k)).enumerate()
+                {
                     if self.parts.flow.is_out(*row) {
-                        self.sources[row.0 as usize] = Some(Source { rows: rows.clone(), index: index as u32 });
+                        self.sources[row.0 as usize] =
+                            Some(Source { rows: rows.clone(), index: index as u32 });
                         wanted.push(*row);
                         chosen.extend_from_slice(experts);
                     }
@@ -132,7 +147,10 @@ impl DataActor {
         }
         if header.rows > 0 && (header.element != shape.element || header.columns != shape.columns) {
             let (found, columns) = (header.element, header.columns);
-            return Err(format!("rows of {columns} {found:?}, sent were {} {:?}", shape.columns, shape.element));
+            return Err(format!(
+                "rows of {columns} {found:?}, sent were {} {:?}",
+                shape.columns, shape.element
+            ));
         }
         let link = self.links.get(&id).expect("its frame has just come");
         let rows = link.keep.take(frame, &self.parts.buffers);
@@ -156,7 +174,9 @@ impl DataActor {
                 Returned::Breach { actor, expected } => {
                     let ActorId { layer, expert, .. } = actor;
                     let found = group.rows;
-                    return Err(format!("{found} rows of expert {expert} of layer {layer}, sent were {expected}"));
+                    return Err(format!(
+                        "{found} rows of expert {expert} of layer {layer}, sent were {expected}"
+                    ));
                 }
             }
         }

@@ -340,7 +340,8 @@ impl<A: FnMut(Answer)> Worker<A> {
             let state = sequences[run.sequence.0 as usize].as_ref().expect("it has not left");
             let position = u64::from(run.start) + u64::from(run.rows.end - run.rows.start);
             let token = choose(state, logits, position);
-            *to.lock().unwrap_or_else(PoisonError::into_inner) = Some(Sampled { sequence: run.sequence, token });
+            *to.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(Sampled { sequence: run.sequence, token });
         });
         let sampled: Vec<Sampled> = sampled
             .into_iter()
@@ -356,11 +357,7 @@ impl<A: FnMut(Answer)> Worker<A> {
 }
 
 /// The token at `position`, and what the model thought of it.
-fn choose(
-    state: &State,
-    logits: &[f32],
-    position: u64,
-) -> Result<(u32, Option<Logprobs>), SamplingError> {
+fn choose(state: &State, logits: &[f32], position: u64) -> Result<(u32, Option<Logprobs>), SamplingError> {
     let token = sampler::choose(logits, &state.prompt, &state.tokens, &state.sampling, position)?.token;
     let logprobs = state.logprobs.map(|count| sampler::logprobs(logits, token, count)).transpose()?;
     Ok((token, logprobs))

@@ -93,6 +93,14 @@ impl Reader {
         Some(digest)
     }
 
+    /// Does some reading whose bytes are not of the digest.
+    pub fn unhashed<T>(&mut self, read: impl FnOnce(&mut Self) -> T) -> T {
+        let hasher = self.hasher.take();
+        let result = read(self);
+        self.hasher = hasher;
+        result
+    }
+
     fn hash(&mut self, bytes: &[u8]) {
         if let Some(hasher) = &mut self.hasher {
             hasher.update(bytes);
@@ -287,7 +295,27 @@ impl<'c> Plane<'c> {
         self.scales(&mut Reader::default())
     }
 
-    /// The same for some rows. The row given to `take` is relative to the range.
+    /// Reads some rows for nothing but their digest; does not read them if the reader does not hash.
+    pub fn hash_rows(&self, reader: &mut Reader, range: Range<usize>) -> Result<(), CheckpointError> {
+        if reader.hasher.is_none() {
+            return Ok(());
+        }
+        let row_bytes = self.row_bytes() as u64;
+        let end = self.first + range.end as u64 * row_bytes;
+        let mut at = self.first + range.start as u64 * row_bytes;
+        while at < end {
+            let length = (end - at).min(PIECE_BYTES as u64);
+            reader.bytes.resize(length as usize, 0);
+            self.checkpoint.read(self.tensor, at..at + length, &mut reader.bytes)?;
+            if let Some(hasher) = &mut reader.hasher {
+                hasher.update(&reader.bytes);
+            }
+            at += length;
+        }
+        Ok(())
+    }
+
+    /// Reads some rows in order and hands them on in pieces. The row given to `take` is relative to the range.
     pub fn stream_rows(
         &self,
         reader: &mut Reader,

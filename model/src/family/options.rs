@@ -88,6 +88,7 @@ pub(super) fn assemble(
         rope,
         layers,
         quantization: quantization(config)?,
+        shards: 1,
     })
 }
 

@@ -51,11 +51,8 @@ impl Trunk {
         landed: impl Fn(usize) -> RowValues<'a> + Sync,
     ) {
         let (hidden, kernels) = (self.spec.hidden, self.kernels);
-        let pieces = work
-            .hidden
-            .chunks_mut(PIECE_ROWS * hidden)
-            .zip(weights.chunks(PIECE_ROWS * top_k))
-            .enumerate();
+        let pieces =
+            work.hidden.chunks_mut(PIECE_ROWS * hidden).zip(weights.chunks(PIECE_ROWS * top_k)).enumerate();
         share(pool, pieces, |(piece, (residual, weights))| {
             let first = piece * PIECE_ROWS * top_k;
             for (entry, weight) in weights.iter().enumerate() {

@@ -21,6 +21,9 @@ use crate::spec::Spec;
 /// Longest header: a dozen tensors of some hundred bytes each, with room.
 const HEADER_BYTES_MAX: u64 = 64 << 10;
 
+/// Read at once for a digest: stays in the second-level cache.
+const DIGEST_PIECE_BYTES: usize = 256 << 10;
+
 /// The bytes before a header's text, which say how long it is.
 const LENGTH_BYTES: u64 = 8;
 
@@ -98,6 +101,34 @@ impl ExpertFile {
             (buffer, index) = (rest, index + 1);
         }
         Ok(())
+    }
+
+    /// The expert's digest: reads all of its tensors, once.
+    pub fn digest(&self) -> Result<Digest, CheckpointError> {
+        let mut hasher = blake3::Hasher::new();
+        let mut piece = vec![0; DIGEST_PIECE_BYTES];
+        let mut at = self.header.len() as u64;
+        while at < self.length {
+            let length = (self.length - at).min(piece.len() as u64) as usize;
+            self.read_at(at, &mut piece[..length])?;
+            hasher.update(&piece[..length]);
+            at += length as u64;
+        }
+        Ok(Digest(hasher.finalize()))
+    }
+
+    /// Whether the checkpoint it was found in is this very file, byte for byte in the same places: then the digest of what
+    /// follows that file's header is the expert's, and no other order of its tensors can pass for it.
+    pub fn is_in_place(&self) -> Result<bool, CheckpointError> {
+        let Some(first) = self.stretches.first() else { return Ok(false) };
+        let source = &first.source;
+        let is_there = |s: &Stretch| Arc::ptr_eq(&s.source, source) && s.start == s.source_start;
+        if source.length() != self.length || !self.stretches.iter().all(is_there) {
+            return Ok(false);
+        }
+        let mut header = vec![0; self.header.len()];
+        source.read_at(0, &mut header)?;
+        Ok(header == self.header)
     }
 
     /// How many bytes a whole file has that begins with `first`; `None` if these are too few to say. Nobody's file is

@@ -32,6 +32,12 @@ impl fmt::Debug for Digest {
     }
 }
 
+impl From<[u8; 32]> for Digest {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(blake3::Hash::from_bytes(bytes))
+    }
+}
+
 impl Digest {
     /// Of some bytes.
     pub fn of(bytes: &[u8]) -> Self {

@@ -8,12 +8,14 @@ mod expert;
 mod expert_file;
 mod manifest;
 mod matrix_plan;
+mod shard;
 mod trunk;
 
 pub use block::Block;
 pub use expert::{ExpertId, ExpertPlan};
 pub use expert_file::{ArrivalError, ArrivingExpert, ExpertFile};
 pub use manifest::{Digest, DigestCache, Manifest};
+pub use shard::{SHARD_UNIT, Shard};
 pub use trunk::{
     AttentionWeights, Embedding, ForwardWeights, GateWeights, GroupedWeights, LatentWeights, QueryWeights,
     TrunkLayer, TrunkPlan, TrunkWeights,

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::block::{Block, BlockPlan};
 use super::expert::activation;
 use super::manifest::Digest;
-use super::matrix_plan::MatrixPlan;
+use super::matrix_plan::{MatrixPlan, Part};
+use super::shard::Shard;
 use crate::checkpoint::{Checkpoint, CheckpointError, Plane, Reader, Values, vector};
 use crate::family::{LayerNames, Names};
 use crate::kernel::{Activation, Matrix, Placement, Region};
@@ -324,9 +325,9 @@ impl<'c> TrunkPlan<'c> {
             .map(|head| {
                 let (start, middle) = (head * head_rows, head * head_rows + l.plain_dim);
                 let mut absorb = MatrixPlan::plain(l.latent_rank, l.plain_dim);
-                absorb.add_turned(Arc::clone(&both), start..middle, Placement::Plain);
+                absorb.add(Part::turned(&both, start..middle, Placement::Plain));
                 let mut value = MatrixPlan::plain(l.value_dim, l.latent_rank);
-                value.add(Arc::clone(&both), middle..start + head_rows, Placement::Plain);
+                value.add(Part::rows(&both, middle..start + head_rows, Placement::Plain));
                 (absorb, value)
             })
             .collect();
@@ -387,16 +388,20 @@ impl<'c> TrunkPlan<'c> {
 
     fn forward(&self, layer: &Layer, names: &LayerNames) -> Result<ForwardPlan<'c>, CheckpointError> {
         let hidden = self.spec.hidden;
-        let block = |names, width| {
-            BlockPlan::separate(self.checkpoint, &names, hidden, width, self.spec.quantization)
+        let block = |names, width, shards: &[Shard]| {
+            BlockPlan::separate(self.checkpoint, &names, hidden, width, self.spec.quantization, shards)
         };
         match &layer.feed_forward {
             FeedForward::Dense { .. } if self.dense_out => Ok(ForwardPlan::DenseOut),
-            FeedForward::Dense { width } => Ok(ForwardPlan::Dense(block(names.dense(), *width)?)),
+            FeedForward::Dense { width } => {
+                // Cut here as on devices of its own, so that the bits are the same in both places.
+                let shards: Vec<Shard> = Shard::all(self.spec.shards).collect();
+                Ok(ForwardPlan::Dense(block(names.dense(), *width, &shards)?))
+            }
             FeedForward::Moe(moe) => Ok(ForwardPlan::Moe {
                 router: self.router(moe, names)?,
                 shared: match &moe.shared {
-                    Some(shared) => Some(block(names.shared(), shared.width)?),
+                    Some(shared) => Some(block(names.shared(), shared.width, &[Shard::WHOLE])?),
                     None => None,
                 },
             }),

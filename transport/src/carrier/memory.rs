@@ -47,10 +47,6 @@ impl MemoryCarrier {
 }
 
 impl Carrier for MemoryCarrier {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
     fn dial<'a>(&'a self, address: &'a str) -> Later<'a, Result<Connection, ConnectError>> {
         Box::pin(async move {
             let unreachable = || ConnectError::Unreachable {

@@ -124,9 +124,6 @@ pub struct Arrival {
 
 /// One way of reaching peers.
 pub trait Carrier: Send + Sync {
-    /// Its name in messages, addresses and figures: `memory`, `shm`, `tcp`, `quic`.
-    fn name(&self) -> &'static str;
-
     /// Connects to a listener at `address`.
     fn dial<'a>(&'a self, address: &'a str) -> Later<'a, Result<Connection, ConnectError>>;
 }

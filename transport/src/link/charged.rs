@@ -7,7 +7,8 @@
 use std::collections::VecDeque;
 
 use super::ended::{Broken, Ended};
-use super::state::{Event, Link, Phase};
+use super::event::Event;
+use super::state::{Link, Phase};
 use crate::Lane;
 use crate::security::Role;
 use crate::wire::control::{Control, PADDING_BYTES_MAX, words};

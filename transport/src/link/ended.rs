@@ -161,6 +161,11 @@ impl Ended {
         Self { peer: Arc::clone(peer), why: Arc::new(why) }
     }
 
+    /// For somebody who came and was never a peer: only its address is known.
+    pub(crate) fn stranger(address: &str, why: String) -> Self {
+        Self::new(&Arc::from(format!("a stranger at {address}")), Why::Broken(Broken::Unreadable(why)))
+    }
+
     /// The peer, as messages name it.
     pub fn peer(&self) -> &str {
         &self.peer

@@ -2,13 +2,18 @@
 //!
 //! Pure. The order of draining is in `mod.rs`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::ended::{Broken, Ended, Reason, Why};
-use super::state::{Event, Link, Phase, Side};
+use super::event::Event;
+use super::state::{Link, Phase, Side};
 use crate::Lane;
 use crate::wire::PerLane;
 use crate::wire::control::{CloseReason, Control, Refusal, words};
+
+/// How long a lane that was lost waits for what the peer may have said about it on the control lane. Both are ended
+/// within microseconds; this is far above what a busy host takes to tell, and little for whoever waits for a death.
+const LAST_WORDS_MAX: Duration = Duration::from_millis(20);
 
 /// How far the end has come.
 #[derive(Debug, Default)]
@@ -20,7 +25,8 @@ pub(super) struct Ending {
     heard: bool,
     /// `Drain` is to be sent.
     drain_due: bool,
-    pub(super) deadline: Option<Instant>,
+    /// When draining is cut.
+    deadline: Option<Instant>,
     /// `Close(Drained)` was decided here, is to be sent, was heard from there.
     pub(super) said: bool,
     said_due: bool,
@@ -31,32 +37,62 @@ pub(super) struct Ending {
     pub(super) finished: PerLane<bool>,
     /// Lanes that this end has finished.
     flushed: PerLane<bool>,
+    /// The first lane that was lost, and when that is the end.
+    loss: Option<Loss>,
     /// `Close` or `Refused` of an end that came at once.
     pub(super) last_words: Option<Control>,
+}
+
+#[derive(Debug)]
+struct Loss {
+    lane: Lane,
+    why: String,
+    deadline: Instant,
+}
+
+impl Ending {
+    /// The next time at which the link ends, if nothing happens before.
+    pub(super) fn next(&self) -> Option<Instant> {
+        let loss = self.loss.as_ref().map(|loss| loss.deadline);
+        loss.into_iter().chain(self.deadline).min()
+    }
 }
 
 impl Link {
     /// A lane was cut, or could not be read. Where the peer broke the rules of frames, `handle_close` with
     /// `CloseReason::Broken` tells it so.
-    pub fn handle_lost(&mut self, lane: Lane, why: String, _now: Instant) {
+    ///
+    /// Without the control lane the link is over at once. Another lane of an open link may have gone with a word, which
+    /// is heard before the loss counts.
+    pub fn handle_lost(&mut self, lane: Lane, why: String, now: Instant) {
         if self.ending.finished[lane] && self.ending.flushed[lane] {
             return;
         }
-        self.end(Why::Lost { lane, why }, None);
+        let may_hear = matches!(self.phase, Phase::Open) && !self.ending.finished.control;
+        if lane == Lane::Control || !may_hear {
+            return self.end(Why::Lost { lane, why }, None);
+        }
+        self.ending.loss.get_or_insert_with(|| Loss { lane, why, deadline: now + LAST_WORDS_MAX });
     }
 
-    /// The peer has ended that lane in order.
-    pub fn handle_finished(&mut self, lane: Lane, now: Instant) {
+    /// The peer has ended that lane in order. False if it had no business to: then the lane is lost.
+    pub fn handle_finished(&mut self, lane: Lane, now: Instant) -> bool {
         if self.is_closed() {
-            return;
+            return false;
         }
         // It does so once it has heard our `Close(Drained)` and said its own. Its own came before on the control
         // lane; it may still be on its way when another lane ends.
         if !self.ending.said || (lane == Lane::Control && !self.ending.said_by_peer) {
-            return self.handle_lost(lane, "the peer ended it without a word".to_owned(), now);
+            self.handle_lost(lane, "the peer ended it without a word".to_owned(), now);
+            return false;
         }
         self.ending.finished[lane] = true;
+        if lane == Lane::Control {
+            // Nothing can be said about a loss any more.
+            self.end_lost(None);
+        }
         self.close_if_finished();
+        true
     }
 
     /// This end has ended that lane in order, as `Event::FinishLanes` asked.
@@ -131,6 +167,14 @@ impl Link {
             _ => Control::Close(CloseReason::Silent),
         };
         self.end(Why::HandshakeTooLong { limit }, Some(last_words));
+    }
+
+    /// A lane that was lost is the end, if by `now` the peer has said nothing else; without a time at once.
+    pub(super) fn end_lost(&mut self, now: Option<Instant>) {
+        let is_due = |loss: &mut Loss| now.is_none_or(|now| now >= loss.deadline);
+        if let Some(Loss { lane, why, .. }) = self.ending.loss.take_if(is_due) {
+            self.end(Why::Lost { lane, why }, None);
+        }
     }
 
     /// Cuts a drain that took too long.

@@ -31,6 +31,12 @@
 //! nothing of that waits any more: whatever was accepted for sending arrives. Whoever has said and heard it finishes its lanes. The link is closed
 //! when all lanes have ended in both directions.
 //!
+//! # Last words
+//!
+//! A lane that is lost while the link is open may have been lost because the peer ended the link, and then its reason is
+//! on the control lane, which is not ordered with the lane. So that loss is held back for a moment; what the peer says in
+//! it is the end of the link, or else the loss is.
+//!
 //! # What a message costs
 //!
 //! Heartbeats, grants, the handshake and what ends a link are free, for they must go when nothing else can.
@@ -44,10 +50,11 @@ mod counters;
 mod credit;
 mod ended;
 mod ending;
+mod event;
 mod handshake;
 mod id_map;
 mod in_flight;
-mod outside;
+mod opening;
 mod rhythm;
 mod state;
 mod told;
@@ -57,7 +64,8 @@ pub use charged::{ProbeRefused, RenewRefused, is_charged};
 pub use counters::Counters;
 pub use credit::SendRefused;
 pub use ended::{Broken, Ended, Why};
+pub use event::Event;
 pub use handshake::Local;
 pub use in_flight::DispatchRefused;
-pub use state::{Event, Link, Side, State};
+pub use state::{Link, Side, State};
 pub use told::TellRefused;

@@ -1,25 +1,26 @@
 //! A link: where it stands in its life, what it wants sent, said and waited for.
 //!
-//! Pure. What a frame needs is in `traffic.rs`, control messages that are charged in `charged.rs`, every way
-//! to end in `ending.rs`.
+//! Pure. How it comes to be open is in `opening.rs`, what a frame needs in `traffic.rs`, control messages that are
+//! charged in `charged.rs`, every way to end in `ending.rs`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::charged::Charged;
 use super::counters::Counters;
 use super::credit::{Receiving, Sending};
 use super::ended::{Broken, Ended, Why};
 use super::ending::Ending;
+use super::event::Event;
 use super::handshake::{self, Local};
 use super::id_map::IdMap;
 use super::in_flight::{InFlight, SEARCH_MAX};
 use super::rhythm::{Judgement, Rhythm};
 use crate::carrier::Vouched;
+use crate::wire::PerLane;
 use crate::wire::cluster::Cluster;
-use crate::wire::control::{CloseReason, Control, Hello, Refusal, Welcome, is_name};
-use crate::wire::{PerLane, charge};
+use crate::wire::control::{CloseReason, Control, Hello};
 use crate::{Lane, Limits};
 
 /// Which end of a link this is.
@@ -29,69 +30,6 @@ pub enum Side {
     Dialled,
     /// It was dialled, and answers.
     Accepted,
-}
-
-/// What whoever drives a link has to do, in this order.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// Dial the data and weights lanes, attach each, and tell `handle_attached`.
-    DialLanes {
-        /// To be shown in `Attach`.
-        session: [u8; 16],
-        /// Ports of the data and the weights lane, where they are not the one that was dialled.
-        ports: [Option<u16>; 2],
-    },
-    /// Frames may be sent.
-    Open,
-    /// What was refused on that lane for want of credit, or of room for dispatches (data), can go now.
-    Writable(Lane),
-    /// The deadline of a dispatch passed without its return. A return that comes yet is not taken.
-    Expired {
-        /// Its id.
-        dispatch: u64,
-    },
-    /// The peer is silent for longer than its rhythm explains. Nothing is lost yet.
-    Late {
-        /// For so long.
-        silent: Duration,
-    },
-    /// The peer that was late is heard again.
-    Awake,
-    /// The peer wants to end in order: no new dispatches on this link.
-    DrainAsked,
-    /// Finish every lane in order, once what waits on it is sent, and tell `handle_flushed` of each.
-    FinishLanes,
-    /// A probe came back.
-    Echo {
-        /// Whose.
-        id: u64,
-        /// As it went.
-        padding: Vec<u8>,
-    },
-    /// The peer asks for a certificate; answer with `handle_renewed`.
-    Renew {
-        /// PKCS #10, DER.
-        request: Vec<u8>,
-    },
-    /// Here is the certificate that was asked for.
-    Renewed {
-        /// The certificate and what it stands on, DER.
-        chain: Vec<Vec<u8>>,
-    },
-    /// There is none.
-    NotRenewed {
-        /// In the peer's words.
-        why: String,
-    },
-    /// The peer says something of the cluster. Its room is given back with `handle_released` once it was read.
-    Told {
-        /// What.
-        message: Cluster,
-        /// What it cost on the control lane.
-        charge: u64,
-    },
-    /// The link is over: the last event. Whatever waits for something on it gets a clone of this.
-    Closed(Ended),
 }
 
 /// Where a link stands.
@@ -138,14 +76,14 @@ pub struct Link {
     pub(super) side: Side,
     pub(super) local: Local,
     pub(super) limits: Limits,
-    vouched: Vouched,
-    session: [u8; 16],
-    ports: [Option<u16>; 2],
+    pub(super) vouched: Vouched,
+    pub(super) session: [u8; 16],
+    pub(super) ports: [Option<u16>; 2],
     pub(super) phase: Phase,
     pub(super) peer: Option<Hello>,
     pub(super) peer_name: Arc<str>,
     /// Lanes that are there.
-    attached: PerLane<bool>,
+    pub(super) attached: PerLane<bool>,
     /// The dialling end has sent something after its `Hello`, so it has taken the `Welcome`.
     confirmed: bool,
     handshake_deadline: Instant,
@@ -159,8 +97,8 @@ pub struct Link {
     pub(super) ours_wanted: bool,
     /// Dispatches of the peer.
     pub(super) theirs: IdMap,
-    rhythm: Option<Rhythm>,
-    beat_next: Instant,
+    pub(super) rhythm: Option<Rhythm>,
+    pub(super) beat_next: Instant,
     beat_due: bool,
     beats_sent: u64,
     beats_heard: u64,
@@ -168,7 +106,7 @@ pub struct Link {
     pub(super) ending: Ending,
     pub(super) events: VecDeque<Event>,
     /// Those that are for the application, until there is one: they come after `Event::Open`.
-    early: VecDeque<Event>,
+    pub(super) early: VecDeque<Event>,
     /// When this end last listened.
     listened: Instant,
     pub(super) counters: Counters,
@@ -245,18 +183,6 @@ impl Link {
         }
     }
 
-    /// That lane is there: on the dialling end `Attached` came on it, on the accepting end `Attach` did, and
-    /// `Attached` is to be answered after this call. Where the link does not wait for that lane, nothing
-    /// changes and the refusal is the answer.
-    pub fn handle_attached(&mut self, lane: Lane, now: Instant) -> Result<(), Refusal> {
-        if !self.waits_for(lane) {
-            return Err(Refusal::Attach);
-        }
-        self.attached[lane] = true;
-        self.open_if_attached(now);
-        Ok(())
-    }
-
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         let Some(due) = self.poll_timeout() else { return };
@@ -275,6 +201,10 @@ impl Link {
         while let Some(dispatch) = self.ours.expire(now) {
             self.counters.expired += 1;
             self.events.push_back(Event::Expired { dispatch });
+        }
+        self.end_lost(Some(now));
+        if self.is_closed() {
+            return;
         }
         self.judge(now);
         self.end_late_drain(now);
@@ -322,7 +252,7 @@ impl Link {
             Phase::Open => {
                 let beat = (!self.ending.finishing).then_some(self.beat_next);
                 let silence = self.listening().map(Rhythm::next);
-                let times = [beat, silence, self.ours.next_deadline(), self.ending.deadline];
+                let times = [beat, silence, self.ours.next_deadline(), self.ending.next()];
                 times.into_iter().flatten().min()
             }
             Phase::Closed(_) => None,
@@ -366,11 +296,6 @@ impl Link {
         self.session
     }
 
-    /// Whether the link waits for that lane to be attached.
-    pub fn waits_for(&self, lane: Lane) -> bool {
-        matches!(self.phase, Phase::Attaching) && !self.attached[lane]
-    }
-
     /// How it ended, if it has.
     pub fn ended(&self) -> Option<&Ended> {
         match &self.phase {
@@ -399,77 +324,6 @@ impl Link {
 
     pub(super) fn unexpected(&self, message: &Control) -> Broken {
         Broken::Unexpected { message: message_name(message), state: self.state().name() }
-    }
-
-    fn take_greeting(&mut self, message: Control, now: Instant) -> Result<(), Broken> {
-        match (self.side, message) {
-            (Side::Accepted, Control::Hello(hello)) => self.take_peer(hello, now),
-            (Side::Dialled, Control::Welcome(welcome)) if self.handshake.is_none() => {
-                let Welcome { hello, session, ports } = welcome;
-                (self.session, self.ports) = (session, ports);
-                self.take_peer(hello, now);
-            }
-            (Side::Dialled, Control::Refused(refusal)) => self.end(Why::RefusedByPeer(refusal), None),
-            (Side::Dialled, Control::Close(reason)) if reason != CloseReason::Drained => {
-                self.end(Why::ClosedByPeer(reason), None);
-            }
-            (_, message) => return Err(self.unexpected(&message)),
-        }
-        Ok(())
-    }
-
-    fn take_peer(&mut self, hello: Hello, now: Instant) {
-        if is_name(&hello.peer.name) && !matches!(self.vouched, Vouched::Certificate(_)) {
-            self.peer_name = hello.peer.to_string().into();
-        }
-        if let Err(refusal) = handshake::check(&hello, &self.local, &self.limits, &self.vouched) {
-            self.end(Why::Refused(refusal.clone()), Some(Control::Refused(refusal)));
-            return;
-        }
-        let offer = &hello.limits;
-        let sending = |lane| Sending::new(offer.window_bytes[lane], charge(offer.payload_bytes_max[lane]));
-        self.sending = PerLane {
-            control: sending(Lane::Control),
-            data: sending(Lane::Data),
-            weights: sending(Lane::Weights),
-        };
-        self.ours = InFlight::new(offer.in_flight_max.min(self.limits.in_flight_max));
-        self.peer = Some(hello);
-        self.phase = Phase::Attaching;
-        let (session, ports) = (self.session, self.ports);
-        match self.side {
-            Side::Accepted => {
-                let hello = handshake::hello(&self.local, &self.limits);
-                self.handshake = Some(Control::Welcome(Welcome { hello, session, ports }));
-            }
-            Side::Dialled if !self.attached.data => {
-                self.events.push_back(Event::DialLanes { session, ports })
-            }
-            Side::Dialled => {}
-        }
-        self.open_if_attached(now);
-    }
-
-    fn open_if_attached(&mut self, now: Instant) {
-        if !(self.attached.data && self.attached.weights) {
-            return;
-        }
-        let offer = &self.peer.as_ref().expect("a link attaches lanes of a peer it knows").limits;
-        let interval = Duration::from_micros(offer.heartbeat_us.into());
-        self.rhythm = Some(Rhythm::new(interval, self.limits.silence_max, now));
-        self.beat_next = now + self.limits.heartbeat_every;
-        self.phase = Phase::Open;
-        self.events.push_back(Event::Open);
-        self.events.append(&mut self.early);
-        self.drain_opened(now);
-    }
-
-    /// Something for the application. The accepting end is open first, so it may come before there is one here.
-    pub(super) fn tell_application(&mut self, event: Event) {
-        match self.phase {
-            Phase::Open => self.events.push_back(event),
-            _ => self.early.push_back(event),
-        }
     }
 
     fn take_message(&mut self, message: Control, now: Instant) -> Result<(), Broken> {

@@ -10,7 +10,8 @@
 
 use super::charged::{Waiting, cost};
 use super::ended::{Broken, Ended};
-use super::state::{Event, Link, Phase, message_name};
+use super::event::Event;
+use super::state::{Link, Phase, message_name};
 use crate::security::Role;
 use crate::wire::ControlError;
 use crate::wire::cluster::Cluster;

@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use super::credit::SendRefused;
 use super::ended::Broken;
+use super::event::Event;
 use super::id_map::NotTaken;
 use super::in_flight::{DispatchRefused, Returned};
-use super::state::{Event, Link, Phase, Side};
+use super::state::{Link, Phase, Side, State};
 use crate::Lane;
 
 /// Stands for a value where only the id matters.
@@ -157,6 +158,11 @@ impl Link {
     /// Dispatches of the peer that are not answered.
     pub fn in_flight_theirs(&self) -> usize {
         self.theirs.len()
+    }
+
+    /// Whether a frame that came or went may have left something to be said or carried out.
+    pub fn has_output(&self) -> bool {
+        !self.events.is_empty() || self.state() != State::Open
     }
 
     /// The accepting end is open first, so the dialling end may receive once it is welcome.

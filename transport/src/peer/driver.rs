@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::futures::Notified;
 
@@ -20,8 +20,6 @@ use crate::wire::{Lane, PerLane};
 
 /// Control frames that may wait for the carrier.
 const CONTROL_QUEUED_MAX: usize = 16;
-/// How long a lane that was lost waits for what the peer may have said about it on the control lane.
-const LAST_WORDS_MAX: Duration = Duration::from_millis(20);
 /// Control frames that are read before the others get their turn.
 const FRAMES_AT_ONCE_MAX: usize = 64;
 
@@ -64,14 +62,12 @@ async fn run(shared: Arc<Shared>, mut control: Box<dyn LaneReceiver>, meters: Pe
                 }
             }
             let more = open && receive(&shared, &mut *control, &mut open, context);
-            // What the peer said comes before what its lanes tell.
-            let lost_at = if more { None } else { shared.told_of_loss(LAST_WORDS_MAX) };
             settle(&shared);
             if shared.ended().is_some() || again || more {
                 return Poll::Ready(());
             }
-            let timer_of_link = lock(&shared.link).poll_timeout();
-            let Some(at) = timer_of_link.into_iter().chain(lost_at).min() else { return Poll::Pending };
+            // Only after all that the peer has said: its last words come before what its silence means.
+            let Some(at) = lock(&shared.link).poll_timeout() else { return Poll::Pending };
             timer.as_mut().reset(at.into());
             if timer.as_mut().poll(context).is_ready() {
                 lock(&shared.link).handle_timeout(Instant::now());

@@ -157,7 +157,11 @@ impl Peer {
 
     /// Sends a frame as soon as the peer has granted room for it, and for a dispatch as soon as there is room
     /// among those in flight; those who wait are served in order. Cancelled, it has sent nothing.
+    ///
+    /// A dispatch goes with the time that is left when it goes. Where none is, it goes all the same: its groups are
+    /// answered, as `Late` at the latest, like those of any dispatch.
     pub async fn send(&self, frame: Frame) -> Result<(), SendError> {
+        let (began, remaining_us) = (Instant::now(), frame.header.remaining_us);
         let mut frame = match later(self.try_send(frame)) {
             Ok(frame) => frame,
             Err(result) => return result,
@@ -167,6 +171,8 @@ impl Peer {
         let _turn = outlet.turn.lock().await;
         loop {
             let room = outlet.credit.notified();
+            let waited_us = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
+            frame.header.remaining_us = remaining_us.saturating_sub(waited_us);
             frame = match later(self.send_as(frame, true)) {
                 Ok(frame) => frame,
                 Err(result) => return result,

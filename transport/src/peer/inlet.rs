@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::lock;
 use super::shared::Shared;
 use crate::Frame;
-use crate::carrier::{LaneError, LaneReceiver};
+use crate::carrier::LaneReceiver;
 use crate::frame::Meter;
 use crate::link::Ended;
 use crate::wire::control::CloseReason;
@@ -69,15 +69,8 @@ impl Inlet {
                 }
                 Poll::Ready(Ok(None)) => {
                     self.receiver = None;
-                    let is_finished = self.shared.with_link(|link, now| {
-                        link.may_finish(self.lane).then(|| link.handle_finished(self.lane, now)).is_some()
-                    });
-                    if is_finished {
-                        self.is_finished = true;
-                    } else {
-                        let why = LaneError::Cut("the peer ended it without a word".to_owned());
-                        self.shared.lane_failed(self.lane, &why);
-                    }
+                    self.is_finished =
+                        self.shared.with_link(|link, now| link.handle_finished(self.lane, now));
                 }
                 Poll::Ready(Err(error)) => {
                     self.receiver = None;

@@ -104,7 +104,11 @@ impl Listener {
 
     /// What came next, links and refusals.
     pub async fn next(&mut self) -> Arrived {
-        self.arrived.recv().await.expect("the accepting task lives as long as this")
+        match self.arrived.recv().await {
+            Some(arrived) => arrived,
+            // The runtime that accepted is being shut down: nobody comes any more.
+            None => std::future::pending().await,
+        }
     }
 
     /// The next link; who was refused is passed over with a line in the log.

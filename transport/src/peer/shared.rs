@@ -80,8 +80,6 @@ pub(super) struct Shared {
     pub(super) over: watch::Sender<bool>,
     /// Who polls the inlets, to be woken when the link ends beside them.
     inlets: PerLane<Mutex<Option<Waker>>>,
-    /// The first lane that was lost, and when.
-    loss: Mutex<Option<(Lane, String, Instant)>>,
     /// What control messages are sent from: never what the application may have used up.
     pub(super) control_pool: Pool,
     /// Counts the room that was occupied by messages of the cluster.
@@ -129,7 +127,6 @@ impl Shared {
             ended: OnceLock::new(),
             over: watch::Sender::new(false),
             inlets: PerLane::default(),
-            loss: Mutex::default(),
             control_pool: Pool::new(CONTROL_POOL_BYTES),
             abandoned: Mutex::default(),
             notices: Mutex::default(),
@@ -151,26 +148,10 @@ impl Shared {
             if error.is_breach() {
                 // It was not the way that failed but what the peer sent over it.
                 link.handle_close(CloseReason::Broken(format!("on the {lane} lane: {error}")), now);
-            } else if lane == Lane::Control {
-                link.handle_lost(lane, error.to_string(), now);
             } else {
-                lock(&self.loss).get_or_insert_with(|| (lane, error.to_string(), now));
+                link.handle_lost(lane, error.to_string(), now);
             }
         });
-    }
-
-    /// Tells the link of a lane that was lost, once the peer has had `grace` to say why on the control lane;
-    /// until then, when that will be.
-    pub(super) fn told_of_loss(&self, grace: Duration) -> Option<Instant> {
-        let mut loss = lock(&self.loss);
-        let at = loss.as_ref()?.2 + grace;
-        let now = Instant::now();
-        if now < at {
-            return Some(at);
-        }
-        let (lane, why, _) = loss.take()?;
-        lock(&self.link).handle_lost(lane, why, now);
-        None
     }
 
     /// The peer, for messages.

@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::certificate::sha256;
 use super::files::{self, Access};
-use super::tls;
+use super::verifier;
 use super::{CertificateFault, Facts, PeerName, SecurityError, Utc};
 
 /// The peer's certificate.
@@ -53,7 +53,7 @@ impl Credentials {
         if sha256(&pair.subject_public_key_info()) != facts.key_sha256 {
             return Err(CertificateFault::KeyMismatch);
         }
-        tls::check_signed(&leaf, &authority, ours, facts.not_before)?;
+        verifier::check_signed(&leaf, &authority, ours, facts.not_before)?;
         Ok(Self { peer, leaf, key, authority, facts, authority_facts })
     }
 

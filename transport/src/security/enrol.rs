@@ -19,15 +19,16 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::verify_tls13_signature;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::version::TLS13;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, server};
 
 use super::handshake::in_words;
-use super::tls::{ALPN_ENROLMENT, Noted, PeerVerifier, SERVER_NAME, fault_of, provider};
+use super::tls::{ALPN_ENROLMENT, SERVER_NAME, provider};
 use super::token::{EXPORTER_BYTES, EXPORTER_LABEL, Proof};
+use super::verifier::{Noted, PeerVerifier, fault_of, signatures};
 use super::{
     Accepted, Authority, CertificateFault, Credentials, Facts, HandshakeError, PeerName, Role, SecurityError,
     Tls, Token, Utc, accept, check_name, credentials,
@@ -376,6 +377,16 @@ impl CoordinatorOf {
         }
     }
 
+    fn signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, leaf, signed, &provider().signature_verification_algorithms)
+            .inspect_err(|_| self.note(leaf, CertificateFault::KeyMismatch))
+    }
+
     fn note(&self, leaf: &CertificateDer<'_>, fault: CertificateFault) {
         let whom = Facts::of(leaf).ok().and_then(|facts| facts.peer);
         *self.noted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((whom, fault));
@@ -400,28 +411,7 @@ impl ServerCertVerifier for CoordinatorOf {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _leaf: &CertificateDer<'_>,
-        _signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("only TLS 1.3 is spoken here".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, leaf, signed, &provider().signature_verification_algorithms)
-            .inspect_err(|_| self.note(leaf, CertificateFault::KeyMismatch))
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
+    signatures!();
 }
 
 /// Reads one message. Memory is taken as bytes come, not as they are announced.

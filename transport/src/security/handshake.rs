@@ -17,7 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector, client, server};
 
-use super::tls::{ALPN_ENROLMENT, ALPN_LINK, Noted, SERVER_NAME, fault_of};
+use super::tls::{ALPN_ENROLMENT, ALPN_LINK, SERVER_NAME};
+use super::verifier::{Noted, fault_of};
 use super::{CertificateFault, Credentials, PeerName, Purpose, Tls, Utc, peer_name};
 
 /// Why there is no trusted connection. The stream is closed. Shown without the address, which the carrier knows.

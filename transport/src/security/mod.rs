@@ -17,6 +17,7 @@ mod ledger;
 mod name;
 pub mod tls;
 pub mod token;
+mod verifier;
 
 pub use authority::{Authority, Issuance, NewToken};
 pub use certificate::{Facts, peer_name};

@@ -9,22 +9,17 @@
 //! own whose only protocol is [`ALPN_ENROLMENT`]; the configuration for links always demands a certificate.
 //! So no choice of words in a `ClientHello` opens a link without one.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::{ClientHello, NoServerSessionStorage};
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
-    SignatureScheme,
-};
+use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
-use super::{CertificateFault, ClusterId, Credentials, Facts, PeerName, SecurityError, Utc};
+use super::verifier::{Noted, PeerVerifier};
+use super::{CertificateFault, Credentials, PeerName, SecurityError, Utc};
 
 /// The protocol of links.
 pub const ALPN_LINK: &[u8] = b"phalanx/1";
@@ -173,9 +168,6 @@ impl Tls {
     }
 }
 
-/// What the handshake found wrong with a peer's certificate, and whose it says it is.
-pub(crate) type Noted = Arc<Mutex<Option<(Option<PeerName>, CertificateFault)>>>;
-
 /// The provider of everything that is computed, never taken from a place that another library may set.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: std::sync::LazyLock<Arc<CryptoProvider>> = std::sync::LazyLock::new(|| {
@@ -187,235 +179,6 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
         Arc::new(CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() })
     });
     Arc::clone(&PROVIDER)
-}
-
-/// Whether `leaf` is signed by `authority`, for use by both ends, at `at`.
-pub(crate) fn check_signed(
-    leaf: &CertificateDer<'_>,
-    authority: &CertificateDer<'_>,
-    ours: ClusterId,
-    at: Utc,
-) -> Result<(), CertificateFault> {
-    let verifier =
-        PeerVerifier::new(authority, ours).map_err(|why| CertificateFault::Damaged(why.to_string()))?;
-    for result in [verifier.server_chain(leaf, &[], at.unix()), verifier.client_chain(leaf, &[], at.unix())] {
-        let whom = Facts::of(leaf).ok().and_then(|facts| facts.peer);
-        result.map_err(|why| fault_of(&why, whom.as_ref(), ours, at))?;
-    }
-    Ok(())
-}
-
-/// What a refusal of rustls means here.
-pub(crate) fn fault_of(
-    why: &rustls::Error,
-    whom: Option<&PeerName>,
-    ours: ClusterId,
-    now: Utc,
-) -> CertificateFault {
-    let rustls::Error::InvalidCertificate(why) = why else {
-        return match why {
-            rustls::Error::NoCertificatesPresented => CertificateFault::Missing,
-            other => CertificateFault::Damaged(other.to_string()),
-        };
-    };
-    match why {
-        CertificateError::ExpiredContext { time, not_after } => {
-            CertificateFault::Expired { not_after: Utc::of_unix(*not_after), now: Utc::of_unix(*time) }
-        }
-        CertificateError::NotValidYetContext { time, not_before } => {
-            CertificateFault::NotYetValid { not_before: Utc::of_unix(*not_before), now: Utc::of_unix(*time) }
-        }
-        CertificateError::Expired => CertificateFault::Expired { not_after: now, now },
-        CertificateError::NotValidYet => CertificateFault::NotYetValid { not_before: now, now },
-        CertificateError::UnknownIssuer | CertificateError::BadSignature => match whom {
-            Some(whom) if whom.cluster != ours => {
-                CertificateFault::OtherCluster { theirs: whom.cluster, ours }
-            }
-            Some(_) => CertificateFault::NotSigned { ours },
-            None => CertificateFault::Unnamed,
-        },
-        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-            CertificateFault::Purpose(why.to_string())
-        }
-        CertificateError::ApplicationVerificationFailure => CertificateFault::Unnamed,
-        other => CertificateFault::Damaged(other.to_string()),
-    }
-}
-
-/// Verifies the other end, whichever it is: a chain to the authority, and a name of this cluster.
-#[derive(Debug)]
-pub(crate) struct PeerVerifier {
-    roots: Arc<RootCertStore>,
-    clients: Arc<dyn ClientCertVerifier>,
-    cluster: ClusterId,
-    noted: Option<Noted>,
-}
-
-impl PeerVerifier {
-    pub(crate) fn new(authority: &CertificateDer<'_>, cluster: ClusterId) -> Result<Self, SecurityError> {
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.clone().into_owned()).map_err(unusable)?;
-        let roots = Arc::new(roots);
-        let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider())
-            .build()
-            .map_err(|why| SecurityError::Crypto { what: "the authority", why: why.to_string() })?;
-        Ok(Self { roots, clients, cluster, noted: None })
-    }
-
-    fn noting(&self, noted: &Noted) -> Self {
-        Self {
-            roots: Arc::clone(&self.roots),
-            clients: Arc::clone(&self.clients),
-            cluster: self.cluster,
-            noted: Some(Arc::clone(noted)),
-        }
-    }
-
-    pub(crate) fn server_chain(
-        &self,
-        leaf: &CertificateDer<'_>,
-        between: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        let algorithms = provider().signature_verification_algorithms.all;
-        let parsed = ParsedCertificate::try_from(leaf)?;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, between, now, algorithms)
-    }
-
-    fn client_chain(
-        &self,
-        leaf: &CertificateDer<'_>,
-        between: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        self.clients.verify_client_cert(leaf, between, now).map(drop)
-    }
-
-    /// The name is believed only after the chain. Whatever is refused is noted.
-    fn judge(
-        &self,
-        leaf: &CertificateDer<'_>,
-        chain: Result<(), rustls::Error>,
-        now: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        let facts = Facts::of(leaf);
-        let whom = facts.as_ref().ok().and_then(|facts| facts.peer.clone());
-        let fault = match (chain, facts) {
-            (Err(why), _) => Some((fault_of(&why, whom.as_ref(), self.cluster, Utc::of_unix(now)), why)),
-            (Ok(()), Err(fault)) => Some((fault, CertificateError::BadEncoding.into())),
-            (Ok(()), Ok(facts)) => match facts.peer {
-                Some(peer) if peer.cluster == self.cluster => None,
-                Some(peer) => Some((
-                    CertificateFault::OtherCluster { theirs: peer.cluster, ours: self.cluster },
-                    CertificateError::UnknownIssuer.into(),
-                )),
-                None => {
-                    Some((CertificateFault::Unnamed, CertificateError::ApplicationVerificationFailure.into()))
-                }
-            },
-        };
-        let Some((fault, why)) = fault else { return Ok(()) };
-        self.note(whom, fault);
-        Err(why)
-    }
-
-    fn note(&self, whom: Option<PeerName>, fault: CertificateFault) {
-        if let Some(noted) = &self.noted {
-            *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some((whom, fault));
-        }
-    }
-
-    fn signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, leaf, signed, &provider().signature_verification_algorithms)
-            .inspect_err(|_| {
-                let whom = Facts::of(leaf).ok().and_then(|facts| facts.peer);
-                self.note(whom, CertificateFault::KeyMismatch);
-            })
-    }
-}
-
-/// TLS 1.2 is not even offered.
-fn never() -> rustls::Error {
-    rustls::Error::General("only TLS 1.3 is spoken here".into())
-}
-
-impl ServerCertVerifier for PeerVerifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        between: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.judge(leaf, self.server_chain(leaf, between, now), now)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _leaf: &CertificateDer<'_>,
-        _signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(never())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.signature(message, leaf, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-impl ClientCertVerifier for PeerVerifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.clients.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        between: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        self.judge(leaf, self.client_chain(leaf, between, now), now)?;
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _leaf: &CertificateDer<'_>,
-        _signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(never())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.signature(message, leaf, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
 }
 
 /// Credentials in the form that a handshake wants.
@@ -467,6 +230,6 @@ impl rustls::client::ResolvesClientCert for Presented {
     }
 }
 
-fn unusable(why: impl std::fmt::Display) -> SecurityError {
+pub(super) fn unusable(why: impl std::fmt::Display) -> SecurityError {
     SecurityError::Crypto { what: "the certificate", why: why.to_string() }
 }

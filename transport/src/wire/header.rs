@@ -31,6 +31,18 @@ use super::groups::ENTRY_BYTES;
 pub const HEADER_BYTES: usize = 64;
 /// The version that this program speaks.
 pub const VERSION: u8 = 1;
+/// Stands where a header would, and says that nothing follows: a host ends the stream of a process that was killed just
+/// as one that was closed in order. It is no header of any version.
+pub const FINISH: [u8; HEADER_BYTES] = {
+    let mut bytes = [0; HEADER_BYTES];
+    let word = *b"PHLX-FINISH";
+    let mut at = 0;
+    while at < word.len() {
+        bytes[at] = word[at];
+        at += 1;
+    }
+    bytes
+};
 const MAGIC: [u8; 4] = *b"PHLX";
 const CHECKED: usize = 60;
 

@@ -15,5 +15,5 @@ pub mod header;
 mod lane;
 
 pub use control::{Control, ControlError, control_frame, read_control};
-pub use header::{Element, HEADER_BYTES, Header, HeaderError, Kind, VERSION};
+pub use header::{Element, FINISH, HEADER_BYTES, Header, HeaderError, Kind, VERSION};
 pub use lane::{Lane, PerLane, charge};

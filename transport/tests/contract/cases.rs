@@ -1,6 +1,8 @@
 //! What every carrier promises.
 
 use std::collections::HashSet;
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use phalanx_transport::Frame;
@@ -154,12 +156,23 @@ pub(crate) async fn payloads_are_aligned_for_kernels(place: &AnyPlace) {
 async fn echo(peer: Peer, pool: Pool, mut inlet: Inlet, seed: u64) {
     let mut held = Vec::new();
     let mut numbers = Numbers(seed);
-    while let Ok(Some(frame)) = inlet.receive().await {
-        held.push(frame);
-        if held.len() < 1 + numbers.below(8) as usize && numbers.below(16) != 0 {
-            continue;
+    loop {
+        // Nobody waits while something is held.
+        let next = poll_fn(|context| match inlet.poll_receive(context) {
+            Poll::Pending if !held.is_empty() => Poll::Ready(None),
+            polled => polled.map(Some),
+        });
+        match next.await {
+            Some(Ok(Some(frame))) => {
+                held.push(frame);
+                if held.len() < 1 + numbers.below(8) as usize && numbers.below(16) != 0 {
+                    continue;
+                }
+            }
+            Some(_) => return,
+            None => {}
         }
-        // What is held goes back in any order, and everything before the next wait.
+        // What is held goes back in any order.
         while !held.is_empty() {
             let frame = held.swap_remove(numbers.below(held.len() as u64) as usize);
             let header = Header { kind: Kind::Return, payload_crc: 0, ..frame.header };
@@ -192,21 +205,12 @@ pub(crate) async fn thousands_of_dispatches_return_both_ways(place: &AnyPlace) {
     }
     let mut inlet = coordinator.data;
     let mut returned = HashSet::new();
-    // The echo holds some back until more comes; the last are shaken loose by dispatches of nothing.
-    let mut extra = DISPATCHES;
-    while (0..DISPATCHES).any(|id| !returned.contains(&id)) {
-        match tokio::time::timeout(Duration::from_millis(50), inlet.receive()).await {
-            Ok(frame) => {
-                let frame = frame.unwrap().unwrap();
-                assert!(returned.insert(frame.header.dispatch), "dispatch {} twice", frame.header.dispatch);
-                assert!(is_filled(&frame.payload, 21, frame.header.dispatch));
-            }
-            Err(_) => {
-                peer.send(plain(&coordinator_pool, Lane::Data, 21, extra, 0)).await.unwrap();
-                extra += 1;
-            }
-        }
+    while returned.len() < DISPATCHES as usize {
+        let frame = inlet.receive().await.unwrap().unwrap();
+        assert!(returned.insert(frame.header.dispatch), "dispatch {} twice", frame.header.dispatch);
+        assert!(is_filled(&frame.payload, 21, frame.header.dispatch));
     }
+    assert!(returned.iter().all(|id| *id < DISPATCHES));
     for sender in senders {
         sender.await.unwrap();
     }
@@ -268,9 +272,9 @@ pub(crate) async fn those_who_wait_for_credit_are_served_in_order(place: &AnyPla
             async move { peer.send(frame).await }
         });
         // Polled once, so that it stands in line before the next comes.
-        std::future::poll_fn(|context| {
+        poll_fn(|context| {
             assert!(sending.as_mut().poll(context).is_pending(), "there is no room");
-            std::task::Poll::Ready(())
+            Poll::Ready(())
         })
         .await;
         waiting.push(tokio::spawn(sending));
@@ -722,5 +726,81 @@ pub(crate) async fn a_drain_is_told_to_those_in_line(place: &AnyPlace) {
     assert!(matches!(refused, Err(SendError::Draining { .. })), "{refused:?}");
     // What is in flight never returns here.
     draining.abort();
+    drop((listener, coordinator));
+}
+
+/// Time spent in line is time: what goes says how much of it is left, be it nothing.
+pub(crate) async fn waiting_in_line_takes_of_a_dispatchs_time(place: &AnyPlace) {
+    const IN_LINE: Duration = Duration::from_millis(20);
+    let Pair { node, node_pool, mut coordinator, listener, .. } = pair(place, small_limits()).await;
+    let mut number = 0;
+    while node.peer.try_send(plain(&node_pool, Lane::Data, 98, number, 1 << 20)).is_ok() {
+        number += 1;
+    }
+    let mut waiting = Vec::new();
+    for remaining_us in [60_000_000, 1_000] {
+        let (peer, mut frame) = (node.peer.clone(), plain(&node_pool, Lane::Data, 98, number, 1 << 20));
+        frame.header.remaining_us = remaining_us;
+        number += 1;
+        let mut sending = Box::pin(async move { peer.send(frame).await });
+        poll_fn(|context| {
+            assert!(sending.as_mut().poll(context).is_pending(), "there is no room");
+            Poll::Ready(())
+        })
+        .await;
+        waiting.push(sending);
+    }
+    let began = Instant::now();
+    while began.elapsed() < IN_LINE {
+        node.peer.probe(10).await.unwrap();
+    }
+    let waiting = tokio::spawn(async move {
+        for sending in waiting {
+            sending.await.unwrap();
+        }
+        node
+    });
+    let mut remaining = Vec::new();
+    for about in 0..number {
+        let frame = coordinator.data.receive().await.unwrap().unwrap();
+        assert_eq!(frame.header.dispatch, about);
+        remaining.push(frame.header.remaining_us);
+    }
+    let (last, first) = (remaining.pop().unwrap(), remaining.pop().unwrap());
+    assert!(remaining.iter().all(|left| *left == 60_000_000), "those that did not wait: {remaining:?}");
+    assert!((1..60_000_000 - IN_LINE.as_micros() as u32).contains(&first), "{first}");
+    assert_eq!(last, 0);
+    drop((waiting.await.unwrap(), listener));
+}
+
+/// Rows that several hold are one frame, and its room is given back with the last of them.
+pub(crate) async fn a_shared_frame_is_room_until_the_last_lets_go(place: &AnyPlace) {
+    const BYTES: usize = 1 << 20;
+    let Pair { node, node_pool, mut coordinator, listener, .. } = pair(place, small_limits()).await;
+    let mut sent = 0;
+    let refused = loop {
+        match node.peer.try_send(plain(&node_pool, Lane::Weights, 99, sent, BYTES)) {
+            Ok(()) => sent += 1,
+            Err(SendError::NoCredit { frame, .. }) => break frame,
+            Err(other) => panic!("{other}"),
+        }
+    };
+    let mut held = Vec::new();
+    for _ in 0..sent {
+        held.push(std::sync::Arc::new(coordinator.weights.receive().await.unwrap().unwrap()));
+    }
+    let others = held.clone();
+    drop(held);
+    // What was released would be told before an echo of the peer's next probe.
+    coordinator.peer.probe(0).await.unwrap();
+    let refused = match node.peer.try_send(refused) {
+        Err(SendError::NoCredit { frame, .. }) => frame,
+        other => panic!("somebody holds them: {other:?}"),
+    };
+    for (frame, number) in others.iter().zip(0..) {
+        assert!(is_filled(&frame.payload, 99, number));
+    }
+    drop(others);
+    node.peer.send(refused).await.unwrap();
     drop((listener, coordinator));
 }

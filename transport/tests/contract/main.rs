@@ -49,6 +49,8 @@ macro_rules! every_case {
             the_reason_of_a_close_arrives,
             a_link_may_be_dropped_when_its_lane_has_ended,
             a_drain_is_told_to_those_in_line,
+            waiting_in_line_takes_of_a_dispatchs_time,
+            a_shared_frame_is_room_until_the_last_lets_go,
             a_lane_that_nobody_wants_is_received_all_the_same,
         ]);)*
     };

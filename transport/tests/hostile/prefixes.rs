@@ -8,13 +8,13 @@ use phalanx_transport::buffer::Pool;
 use phalanx_transport::carrier::tcp::{Plaintext, Protection, TcpCarrier};
 use phalanx_transport::peer::Endpoint;
 use phalanx_transport::security::Role;
-use phalanx_transport::wire::control::{Control, Refusal};
+use phalanx_transport::wire::control::{CloseReason, Control, Refusal};
 use phalanx_transport::wire::{HEADER_BYTES, Header, Kind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::raw::{Raw, hear, until_cut, whence};
-use crate::target::{Over, Target, attack, limits, local};
+use crate::raw::{Raw, control, hear, hear_news, until_cut, whence};
+use crate::target::{Over, PATIENCE, Target, attack, limits, local};
 
 /// What the dialling end of a session sent, on each of its connections: control, data, weights.
 pub(crate) struct Recorded(pub(crate) [Vec<u8>; 3]);
@@ -96,9 +96,9 @@ fn every_prefix_of_a_session_that_ends() {
                 let known = which == 0 && length >= first;
                 let end = target.end_of(if known { "node recorded" } else { &from }).await;
                 let expected = match (length, which) {
-                    (0, _) => "it ended the connection",
+                    (0, _) => "ended it without a word",
                     (_, 0) if length > first => "before the end of a frame|while the link was attaching",
-                    (_, 0) if length == first => "it ended the connection",
+                    (_, 0) if length == first => "ended it without a word",
                     _ if length == first => "no link waits for this lane",
                     _ => "before the end of a frame",
                 };
@@ -160,4 +160,63 @@ fn every_prefix_of_a_lane() {
         }
         target
     });
+}
+
+/// A process that is killed while the last of an orderly end is under way: its host ends its streams as if it had done
+/// so itself. Only whoever has sent its marks has gone in order.
+#[test]
+fn a_death_at_the_end_of_a_drain() {
+    attack(Over::Plain, async |mut target: Target| {
+        let finish = {
+            let mut bytes = b"PHLX-FINISH".to_vec();
+            bytes.resize(HEADER_BYTES, 0);
+            bytes
+        };
+        // How much of the mark each lane has sent when the process dies: control, data, weights.
+        let all = HEADER_BYTES;
+        for (number, sent) in [
+            [0, 0, 0],
+            [all, 0, 0],
+            [0, all, all],
+            [all, all, 0],
+            [all, 0, all],
+            [all, all, all - 1],
+            [63, all, all],
+            [all, all, all],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let mut raw = Raw::open(&target, &format!("dying-{number}")).await;
+            raw.control.write_all(&control(&Control::Drain)).await.unwrap();
+            let drained = hear_news(&mut raw.control).await;
+            assert_eq!(drained, Some(Control::Close(CloseReason::Drained)));
+            raw.control.write_all(&control(&Control::Close(CloseReason::Drained))).await.unwrap();
+            // Its lanes are finished: they say so, and so it knows that ours were heard.
+            for stream in [&mut raw.control, &mut raw.data, &mut raw.weights] {
+                until_finished(stream, &finish).await;
+            }
+            for (stream, bytes) in [&mut raw.data, &mut raw.weights, &mut raw.control]
+                .into_iter()
+                .zip([sent[1], sent[2], sent[0]])
+            {
+                stream.write_all(&finish[..bytes]).await.unwrap();
+            }
+            let Raw { name, control, data, weights } = raw;
+            drop((data, weights, control));
+            let end = target.end_of(&name).await;
+            let in_order = sent == [all; 3];
+            assert_eq!(end.contains("in order"), in_order, "{sent:?}: {end}");
+            assert!(in_order || end.contains("lost"), "{sent:?}: {end}");
+        }
+        target
+    });
+}
+
+/// Reads a stream up to its end, which must be the mark.
+async fn until_finished(stream: &mut TcpStream, finish: &[u8]) {
+    let mut heard = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut heard)).await;
+    read.expect("the lane is finished").unwrap();
+    assert!(heard.ends_with(finish), "a lane that was finished ends with its mark");
 }

@@ -150,7 +150,7 @@ fn nothing_is_heard_after_the_end() {
     let now = Instant::now();
     for (name, message) in messages() {
         let mut link = open(Side::Dialled, now);
-        link.handle_lost(Lane::Data, "reset".into(), now);
+        link.handle_lost(Lane::Control, "reset".into(), now);
         let ended = link.ended().cloned();
         actions(&mut link, now);
         link.handle_control(message, now);
@@ -207,7 +207,7 @@ fn random_input_never_breaks_more_than_the_link() {
                 }
                 10 => match random.below(20) {
                     0 => link.handle_lost(random.lane(), "reset".into(), now),
-                    1 => link.handle_finished(random.lane(), now),
+                    1 => drop(link.handle_finished(random.lane(), now)),
                     2 => link.handle_drain(now),
                     3 => drop(link.handle_attached(random.lane(), now)),
                     _ => drop(link.handle_send(random.lane(), 64 + random.below(1024))),

@@ -220,7 +220,10 @@ impl End {
     fn take(&mut self, lane: Lane, moving: Moving, now: Instant) {
         match moving {
             Moving::Message(message) => self.link.handle_control(*message, now),
-            Moving::Finish => self.link.handle_finished(lane, now),
+            Moving::Finish => {
+                let is_taken = self.link.handle_finished(lane, now);
+                assert!(is_taken || self.ended.is_some(), "an honest peer ends no lane before its time");
+            }
             Moving::Dispatch { id, charge } => {
                 if self.receive(lane, charge, now) {
                     assert!(self.seen.insert(id), "no dispatch comes twice");
@@ -499,7 +502,10 @@ fn an_end_at_any_moment_is_noticed_and_both_agree() {
                 continue;
             }
         } else {
-            world.ends[1 - at].link.handle_lost(world.random.lane(), "reset".into(), world.now);
+            let link = &mut world.ends[1 - at].link;
+            link.handle_lost(world.random.lane(), "reset".into(), world.now);
+            // The peer says nothing about it.
+            link.handle_timeout(world.now + 20 * MS);
             world.carry_out();
         }
         let other = &world.ends[1 - at];

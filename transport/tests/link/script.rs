@@ -297,12 +297,12 @@ fn a_drain_waits_for_what_is_in_flight_and_finishes_the_lanes() {
     assert_eq!(actions(&mut link, start), expect([], [], 100));
     link.handle_returned(6);
     assert_eq!(actions(&mut link, start), expect([Control::Close(CloseReason::Drained)], [], 100));
-    link.handle_finished(Lane::Data, start);
+    assert!(link.handle_finished(Lane::Data, start));
     link.handle_control(Control::Close(CloseReason::Drained), start + 20 * MS);
     // Late after three of its beats; this end beats no more.
     assert_eq!(actions(&mut link, start), expect([], [Event::FinishLanes], 320));
     assert_eq!(link.handle_send(Lane::Data, 128), Err(SendRefused::Draining));
-    link.handle_finished(Lane::Control, start);
+    assert!(link.handle_finished(Lane::Control, start));
     assert_eq!(actions(&mut link, start), expect([], [], 30_010), "nothing more comes, so nothing is missed");
     for lane in Lane::ALL {
         link.handle_flushed(lane, start);
@@ -310,7 +310,7 @@ fn a_drain_waits_for_what_is_in_flight_and_finishes_the_lanes() {
     assert_eq!(actions(&mut link, start), expect([], [], 30_010));
     link.handle_lost(Lane::Data, "reset".into(), start);
     assert_eq!(link.state(), State::Finishing, "a lane that had ended both ways cannot be lost");
-    link.handle_finished(Lane::Weights, start);
+    assert!(link.handle_finished(Lane::Weights, start));
     let closed = ended(&link);
     assert_eq!(actions(&mut link, start), expect([], [closed], NONE));
     assert_eq!(why(&link), &Why::Drained);
@@ -364,41 +364,128 @@ fn a_drain_that_takes_too_long_is_cut() {
     assert_eq!(why(&link), &Why::DrainTooLong { limit: 30_000 * MS, sent: 1, received: 0 });
 }
 
+/// The control lane is the lifeline: without it the link is over at once, whatever the state.
 #[test]
-fn a_lane_that_ends_without_a_word_is_lost_whatever_the_state() {
+fn a_link_without_its_control_lane_is_over_at_once() {
     let start = Instant::now();
-    for lane in Lane::ALL {
-        let lost = |link: &mut Link, why_lost: &str| {
-            let closed = ended(link);
-            let Actions { controls, events, timeout_ms } = actions(link, start);
-            assert_eq!((controls, events.last(), timeout_ms), (vec![], Some(&closed), None));
-            assert_eq!(why(link), &Why::Lost { lane, why: why_lost.into() });
-        };
-        let mut links = Vec::from([Side::Dialled, Side::Accepted].map(|side| open(side, start)));
-        links.extend([Side::Dialled, Side::Accepted].map(|side| {
+    let lane = Lane::Control;
+    let mut links = Vec::from([Side::Dialled, Side::Accepted].map(|side| open(side, start)));
+    links.extend([Side::Dialled, Side::Accepted].map(|side| {
+        let mut link = new(side, false, start);
+        actions(&mut link, start);
+        link
+    }));
+    links.push(finishing(start));
+    for mut link in links {
+        link.handle_lost(lane, "reset".into(), start);
+        link.handle_lost(lane, "again".into(), start);
+        let closed = ended(&link);
+        let Actions { controls, events, timeout_ms } = actions(&mut link, start);
+        assert_eq!((controls, events.last(), timeout_ms), (vec![], Some(&closed), None));
+        assert_eq!(why(&link), &Why::Lost { lane, why: "reset".into() });
+    }
+}
+
+/// A link that has asked to drain, been answered, and finishes its lanes.
+fn finishing(start: Instant) -> Link {
+    let mut link = open(Side::Dialled, start);
+    link.handle_drain(start);
+    link.handle_control(Control::Close(CloseReason::Drained), start);
+    let controls = [Control::Drain, Control::Close(CloseReason::Drained)];
+    assert_eq!(actions(&mut link, start), expect(controls, [Event::FinishLanes], 300));
+    link
+}
+
+/// Nobody can say anything yet, or any more.
+#[test]
+fn a_lane_is_lost_at_once_where_no_word_can_come() {
+    let start = Instant::now();
+    for lane in [Lane::Data, Lane::Weights] {
+        for side in [Side::Dialled, Side::Accepted] {
             let mut link = new(side, false, start);
             actions(&mut link, start);
-            link
-        }));
-        let mut finishing = open(Side::Dialled, start);
-        finishing.handle_drain(start);
-        finishing.handle_control(Control::Close(CloseReason::Drained), start);
-        actions(&mut finishing, start);
-        finishing.handle_flushed(lane, start);
-        links.push(finishing);
-        for mut link in links {
             link.handle_lost(lane, "reset".into(), start);
-            link.handle_lost(lane, "again".into(), start);
-            lost(&mut link, "reset");
+            let closed = ended(&link);
+            assert_eq!(actions(&mut link, start), expect([], [closed], NONE));
+            assert_eq!(why(&link), &Why::Lost { lane, why: "reset".into() });
         }
+        let mut link = finishing(start);
+        link.handle_flushed(lane, start);
+        assert!(link.handle_finished(Lane::Control, start));
+        link.handle_lost(lane, "reset".into(), start);
+        let closed = ended(&link);
+        assert_eq!(actions(&mut link, start), expect([], [closed], NONE));
+        // The other way round: the last that could be said has been, and it was nothing.
+        let mut link = finishing(start);
+        link.handle_lost(lane, "reset".into(), start);
+        assert_eq!(actions(&mut link, start), expect([], [], 20));
+        assert!(link.handle_finished(Lane::Control, start));
+        let closed = ended(&link);
+        assert_eq!(actions(&mut link, start), expect([], [closed], NONE));
+        assert_eq!(why(&link), &Why::Lost { lane, why: "reset".into() });
+    }
+}
+
+/// Whoever closes a link ends its lanes at the same moment, and they are not ordered with its reason.
+#[test]
+fn a_lost_lane_waits_for_last_words() {
+    let start = Instant::now();
+    for (side, lane) in [(Side::Dialled, Lane::Data), (Side::Accepted, Lane::Weights)] {
+        // None come.
+        let mut link = open(side, start);
+        link.handle_lost(lane, "reset".into(), start + 30 * MS);
+        link.handle_lost(Lane::Weights, "again".into(), start + 40 * MS);
+        assert_eq!(actions(&mut link, start), expect([], [], 50));
+        assert_eq!(link.state(), State::Open);
+        link.handle_timeout(start + 49 * MS);
+        assert_eq!(actions(&mut link, start), expect([], [], 50));
+        link.handle_timeout(start + 50 * MS);
+        let closed = ended(&link);
+        assert_eq!(actions(&mut link, start), expect([], [closed], NONE));
+        assert_eq!(why(&link), &Why::Lost { lane, why: "reset".into() });
+
+        // They do.
+        let mut link = open(side, start);
+        link.handle_lost(lane, "reset".into(), start);
+        link.handle_control(Control::Close(CloseReason::Replaced), start + 19 * MS);
+        let closed = ended(&link);
+        assert_eq!(actions(&mut link, start), expect([], [closed], NONE));
+        assert_eq!(why(&link), &Why::ClosedByPeer(CloseReason::Replaced));
+
+        // The control lane follows: then it is the peer that died.
+        let mut link = open(side, start);
+        link.handle_lost(lane, "reset".into(), start);
+        link.handle_lost(Lane::Control, "cut".into(), start + 5 * MS);
+        assert_eq!(why(&link), &Why::Lost { lane: Lane::Control, why: "cut".into() });
+
+        // What is due in the same moment comes before the end, and nothing after it.
+        let mut link = open(side, start);
+        link.handle_dispatch(1, start + 15 * MS, start).unwrap();
+        link.handle_lost(lane, "reset".into(), start);
+        link.handle_timeout(start + 400 * MS);
+        let closed = ended(&link);
+        assert_eq!(actions(&mut link, start), expect([], [Event::Expired { dispatch: 1 }, closed], NONE));
+    }
+}
+
+/// The end of a lane that the peer had no business to end is its loss.
+#[test]
+fn a_lane_that_ends_without_a_word_is_lost() {
+    let start = Instant::now();
+    let without_a_word = "the peer ended it without a word";
+    for lane in Lane::ALL {
         let mut link = open(Side::Dialled, start);
-        link.handle_finished(lane, start);
-        lost(&mut link, "the peer ended it without a word");
+        assert!(!link.handle_finished(lane, start));
+        link.handle_timeout(start + 20 * MS);
+        let closed = ended(&link);
+        assert_eq!(actions(&mut link, start), expect([], [closed], NONE));
+        assert_eq!(why(&link), &Why::Lost { lane, why: without_a_word.into() });
+        assert!(!link.handle_finished(lane, start), "and it stays so");
         // Having said that it is drained, an end still waits for the peer's word on the control lane.
         let mut link = open(Side::Dialled, start);
         link.handle_drain(start);
         actions(&mut link, start);
-        link.handle_finished(lane, start);
+        assert_eq!(link.handle_finished(lane, start), lane != Lane::Control);
         assert_eq!(link.state() == State::Closed, lane == Lane::Control);
     }
 }

@@ -10,7 +10,7 @@ use phalanx_transport::carrier::{
 use phalanx_transport::wire::HeaderError;
 use proptest::prelude::*;
 
-use crate::reference::{Pieces, Taken, drain, frame, payload, send_all, written_out};
+use crate::reference::{Pieces, Taken, drain, finished, frame, payload, send_all, written_out};
 
 const POOL_BYTES: u64 = 256 << 20;
 
@@ -25,10 +25,12 @@ fn receiver(bytes: Vec<u8>, cuts: Vec<usize>) -> StreamReceiver<Pieces> {
     receiver
 }
 
+/// Frames and the end mark.
 fn stream_of(lengths: &[usize]) -> (Vec<u8>, Vec<(u64, Vec<u8>)>) {
     let frames: Vec<_> =
         lengths.iter().zip(1..).map(|(bytes, about)| (about, payload(about, *bytes))).collect();
-    (frames.iter().flat_map(|(about, payload)| written_out(*about, payload, true)).collect(), frames)
+    let written = frames.iter().flat_map(|(about, payload)| written_out(*about, payload, true));
+    (written.chain(finished()).collect(), frames)
 }
 
 /// Lengths on both sides of every bound of the receiver, each after a shorter, an equal and a longer one.
@@ -36,6 +38,12 @@ const LENGTHS: [usize; 22] = [
     0, 1, 63, 64, 65, 8_191, 8_192, 8_192, 8_193, 14_336, 14_336, 14_336, 14_400, 8_192, 0, 65_472, 65_472,
     65_471, 65_473, 65_536, 65_600, 3,
 ];
+
+/// Ends it, polled whether it was woken or not.
+fn finish(sender: &mut impl LaneSender) {
+    let mut context = Context::from_waker(Waker::noop());
+    while sender.poll_finish(&mut context).map(Result::unwrap).is_pending() {}
+}
 
 /// The bytes on the stream are the protocol's, however the stream takes them.
 #[test]
@@ -48,11 +56,14 @@ fn what_is_sent_is_what_the_protocol_says() {
         let mut outbox: Outbox =
             LENGTHS.iter().zip(1..).map(|(bytes, about)| frame(&pool, about, *bytes)).collect();
         send_all(&mut sender, &mut outbox);
-        assert!(*taken.bytes.lock().unwrap() == expected, "other bytes than the protocol's");
-        assert_eq!(*taken.flushed.lock().unwrap(), (expected.len(), false), "all of it is flushed");
-        let mut context = Context::from_waker(Waker::noop());
-        assert!(matches!(sender.poll_finish(&mut context), Poll::Ready(Ok(()))));
-        assert!(taken.flushed.lock().unwrap().1, "the end is told");
+        let frames = &expected[..expected.len() - 64];
+        assert!(*taken.bytes.lock().unwrap() == frames, "other bytes than the protocol's");
+        assert_eq!(*taken.flushed.lock().unwrap(), (frames.len(), false), "all of it is flushed");
+        finish(&mut sender);
+        assert!(*taken.bytes.lock().unwrap() == expected, "the mark is the last");
+        assert_eq!(*taken.flushed.lock().unwrap(), (expected.len(), true), "the end is told");
+        finish(&mut sender);
+        assert!(*taken.bytes.lock().unwrap() == expected, "once");
     }
 }
 
@@ -63,7 +74,8 @@ fn a_protected_stream_carries_no_checksum() {
     let mut sender = StreamSender::new(taken.clone(), false);
     send_all(&mut sender, &mut Outbox::from([frame(&pool(), 7, 100)]));
     assert_eq!(*taken.bytes.lock().unwrap(), written_out(7, &payload(7, 100), false));
-    let pieces = Pieces::new(written_out(7, &payload(7, 100), false), vec![usize::MAX]);
+    let bytes = [written_out(7, &payload(7, 100), false), finished()].concat();
+    let pieces = Pieces::new(bytes, vec![usize::MAX]);
     let settings = LaneSettings { pool: pool(), checksum: false };
     let (frames, end) = drain(&mut StreamReceiver::new(pieces, settings));
     assert_eq!(frames, [(7, payload(7, 100))]);
@@ -122,8 +134,8 @@ fn a_frame_alone_is_one_read() {
         let (frames, _) = drain(&mut receiver);
         assert!(frames == expected);
         drop(receiver);
-        // One more for the first, one for the end.
-        assert!(pieces.reads <= 12, "{} reads for 10 frames of {bytes} bytes", pieces.reads);
+        // One more for the first, one for the end mark and one for the end.
+        assert!(pieces.reads <= 13, "{} reads for 10 frames of {bytes} bytes", pieces.reads);
     }
 }
 
@@ -139,10 +151,10 @@ impl phalanx_transport::carrier::stream::ByteSource for Counting<'_> {
     }
 }
 
-/// Every prefix of a session ends as what it is: in order between two frames, truncated inside one, with
-/// the number of bytes that are missing.
+/// Every prefix of a session ends as what it is: cut between two frames, truncated inside one or inside the end mark,
+/// with the number of bytes that are missing. A host ends the stream of a process that was killed like any other.
 #[test]
-fn a_prefix_ends_in_order_only_between_frames() {
+fn no_prefix_ends_in_order() {
     let lengths = [5, 0, 8_200, 8_200, 70];
     let (bytes, expected) = stream_of(&lengths);
     let ends: Vec<usize> = lengths
@@ -165,12 +177,40 @@ fn a_prefix_ends_in_order_only_between_frames() {
             Some(ends[whole] - length)
         };
         match (missing, end) {
-            (None, Ok(())) => {}
+            (None, Err(LaneError::Cut(why))) => assert!(why.contains("without a word"), "{why}"),
             (Some(expected), Err(LaneError::Truncated { missing })) => {
                 assert_eq!(missing, expected as u64, "prefix of {length}");
             }
             (_, end) => panic!("prefix of {length} ends with {end:?}"),
         }
+    }
+}
+
+/// The mark is the end: whatever follows it breaks the lane, though it were a good frame.
+#[test]
+fn nothing_follows_the_end_mark() {
+    for lengths in [&[][..], &[5], &[8_200, 8_200], &[100_000]] {
+        let (stream, expected) = stream_of(lengths);
+        for behind in [vec![0], finished(), written_out(9, &payload(9, 8_200), true)] {
+            for cut in [1, 64, 100, usize::MAX] {
+                let (frames, end) = drain(&mut receiver([&stream[..], &behind].concat(), vec![cut]));
+                assert!(frames == expected);
+                let Err(end) = end else { panic!("an end in order, and {} bytes behind it", behind.len()) };
+                assert!(end.is_breach(), "{end}");
+            }
+        }
+    }
+}
+
+/// A mark with a wrong bit is neither an end nor a frame.
+#[test]
+fn a_damaged_end_mark_is_none() {
+    let stream = stream_of(&[5]).0;
+    for bit in 0..64 * 8 {
+        let mut bad = stream.clone();
+        bad[64 + 5 + bit / 8] ^= 1 << (bit % 8);
+        let (frames, end) = drain(&mut receiver(bad, vec![usize::MAX]));
+        assert!(frames.len() == 1 && matches!(end, Err(LaneError::Header(_))), "bit {bit}: {end:?}");
     }
 }
 
@@ -242,6 +282,7 @@ proptest! {
         let mut outbox: Outbox =
             lengths.iter().zip(1..).map(|(bytes, about)| frame(&pool, about, *bytes)).collect();
         send_all(&mut sender, &mut outbox);
+        finish(&mut sender);
         let (bytes, expected) = stream_of(&lengths);
         prop_assert!(*taken.bytes.lock().unwrap() == bytes);
         let (frames, end) = drain(&mut receiver(bytes, read));
@@ -249,15 +290,14 @@ proptest! {
         prop_assert!(end.is_ok());
     }
 
-    /// Bytes that mean nothing: an error or the end, never a frame that was not sent and never a panic.
+    /// Bytes that mean nothing: an error, never an end in order, a frame that was not sent and never a panic.
     #[test]
     fn random_bytes_are_no_frames(
         bytes in prop::collection::vec(any::<u8>(), 0..300),
         cuts in prop::collection::vec(1_usize..100, 1..4),
     ) {
-        let empty = bytes.is_empty();
         let (frames, end) = drain(&mut receiver(bytes, cuts));
         prop_assert!(frames.is_empty());
-        prop_assert_eq!(end.is_ok(), empty);
+        prop_assert!(end.is_err());
     }
 }

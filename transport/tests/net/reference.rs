@@ -36,6 +36,13 @@ pub(crate) fn written_out(about: u64, payload: &[u8], checksum: bool) -> Vec<u8>
     bytes
 }
 
+/// What a sender puts last.
+pub(crate) fn finished() -> Vec<u8> {
+    let mut bytes = b"PHLX-FINISH".to_vec();
+    bytes.resize(64, 0);
+    bytes
+}
+
 /// Bytes that differ from place to place and from frame to frame.
 pub(crate) fn payload(about: u64, bytes: usize) -> Vec<u8> {
     let mut state = about.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

@@ -156,20 +156,20 @@ async fn a_cut_below_tls_is_no_end() {
     let mut acceptor = tcp(&two).listen("127.0.0.1:0").await.unwrap();
     let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (near, far) = (between.local_addr().unwrap().to_string(), acceptor.address());
+    let (cut, told_to_cut) = tokio::sync::oneshot::channel();
     let forward = async {
         let (mut near, _) = between.accept().await.unwrap();
         let mut far = TcpStream::connect(far).await.unwrap();
-        // Ends when the dialling end does, and cuts both.
-        let _ = tokio::time::timeout(
-            std::time::Duration::from_millis(300),
-            tokio::io::copy_bidirectional(&mut near, &mut far),
-        )
-        .await;
+        tokio::select! {
+            copied = tokio::io::copy_bidirectional(&mut near, &mut far) => panic!("an end left: {copied:?}"),
+            told = told_to_cut => told.unwrap(),
+        }
     };
     let carrier = tcp(&one);
     let session = async {
         let (dialled, arrived) = tokio::join!(carrier.dial(&near), acceptor.accept());
         let (_dialled, mut arrived) = (dialled.unwrap(), arrived.unwrap().connection.control);
+        cut.send(()).unwrap();
         let end = receive(&mut *arrived.receiver).await;
         assert!(matches!(end, Err(LaneError::Cut(_))), "{end:?}");
     };

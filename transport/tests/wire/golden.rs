@@ -11,7 +11,7 @@ use phalanx_transport::wire::groups::{
     DispatchGroups, Group, Reason, ReturnGroups, write_dispatch, write_return,
 };
 use phalanx_transport::wire::{
-    Element, HEADER_BYTES, Header, Kind, codec, control::Control, control_frame, read_control,
+    Element, FINISH, HEADER_BYTES, Header, Kind, codec, control::Control, control_frame, read_control,
 };
 
 const DOCUMENT: &str = include_str!("../../../docs/protocol.md");
@@ -53,8 +53,10 @@ fn messages_are_what_the_document_shows() {
         "dispatch-payload",
         "return-header",
         "return-payload",
+        "finish",
         "token",
     ];
+    assert_eq!(examples["finish"], FINISH);
     // The question of enrolment, and its answers.
     let enrolment = 1 + super::messages::enrolment_answers().len();
     let held = messages.len() + others.len() + enrolment;

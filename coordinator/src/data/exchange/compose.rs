@@ -29,11 +29,10 @@ pub(super) struct Taken {
 /// What a frame may take, and what it has taken.
 struct Frame {
     at: u32,
+    /// Of the link, and of each actor with a part in it.
     payload_max: u64,
     back_max: u64,
     groups_max: usize,
-    /// The least that an actor with a part in it may still hold.
-    rows_max: u32,
     /// Only rows that came no later.
     stamp_max: u64,
     back: u64,
@@ -50,7 +49,6 @@ impl Exchange {
             payload_max,
             back_max: link.room.back_bytes - link.back_used,
             groups_max: (link.room.dispatches - link.open).min(u16::MAX.into()) as usize,
-            rows_max: u32::MAX,
             stamp_max: self.stamp_max(link_at, layer, payload_max),
             back: 0,
             latest: None,
@@ -97,9 +95,14 @@ impl Exchange {
             at = actor.next;
         }
         let in_common = groups.min(u64::from(self.settings.top_k_max));
-        let row = self.settings.row_bytes + in_common * INDEX_BYTES as u64;
-        let table = groups * ENTRY_BYTES as u64 + TABLE_ALIGNMENT as u64;
-        let rows = payload_max.saturating_sub(table) / row;
+        let fits = |rows: u64| {
+            let table = groups * ENTRY_BYTES as u64 + rows * in_common * INDEX_BYTES as u64;
+            table.next_multiple_of(TABLE_ALIGNMENT as u64) + rows * self.settings.row_bytes <= payload_max
+        };
+        let mut rows = payload_max / self.settings.row_bytes;
+        while rows > 1 && !fits(rows) {
+            rows -= rows.div_ceil(16);
+        }
         if waiting <= rows {
             return u64::MAX;
         }
@@ -125,12 +128,12 @@ impl Exchange {
         }
         let queue = &self.router.queues[actor.queue as usize];
         let mut line = if is_retry { queue.suspects } else { queue.waiting };
-        let held_left = self.router.links[actor.link as usize].held_max.saturating_sub(actor.held);
-        let rows_max = frame.rows_max.min(held_left);
-        let Some(latest) = self.take_rows(frame, &mut line, rows_max, is_retry) else {
+        let beside = self.router.links[actor.link as usize].payload_beside(actor.held);
+        let payload_max = frame.payload_max.min(beside);
+        let Some(latest) = self.take_rows(frame, &mut line, payload_max, is_retry) else {
             return line.first != NONE;
         };
-        frame.rows_max = rows_max;
+        frame.payload_max = payload_max;
         frame.latest = frame.latest.max(Some(latest));
 
         let actor = &mut self.router.actors[at as usize];
@@ -174,7 +177,7 @@ impl Exchange {
         &mut self,
         frame: &Frame,
         line: &mut Line,
-        rows_max: u32,
+        payload_max: u64,
         is_retry: bool,
     ) -> Option<Instant> {
         let groups = self.outgoing.groups.len() + 1;
@@ -197,9 +200,8 @@ impl Exchange {
             let taken = self.taken.len() + 1;
             let rows = self.outgoing.rows.len() + usize::from(is_new);
             let indices = self.outgoing.indices.len() + taken;
-            if rows > rows_max as usize
-                || frame.back + back_bytes(taken as u64, self.settings.return_row_bytes) > frame.back_max
-                || payload_bytes(groups, indices, rows, self.settings.row_bytes) > frame.payload_max
+            if frame.back + back_bytes(taken as u64, self.settings.return_row_bytes) > frame.back_max
+                || payload_bytes(groups, indices, rows, self.settings.row_bytes) > payload_max
             {
                 break;
             }
@@ -234,16 +236,16 @@ impl Exchange {
         let rows = self.outgoing.rows.len();
         let payload = payload_bytes(groups, indices, rows, self.settings.row_bytes);
         let link = &mut self.router.links[link_at as usize];
-        link.out_used += charge(payload);
+        let charge = charge(payload);
+        link.out_used += charge;
         link.back_used += frame.back;
         link.open += groups as u32;
         link.bytes_out += HEADER_BYTES as u64 + payload;
         link.frames += 1;
         for &actor in &self.composed {
-            self.router.actors[actor as usize].held += rows as u32;
+            self.router.actors[actor as usize].held += charge;
         }
-        let (charge, rows, groups_open) = (charge(payload), rows as u32, groups as u32);
-        *self.ledger.frame_mut(frame.at) = FrameRoom { charge, rows, groups_open };
+        *self.ledger.frame_mut(frame.at) = FrameRoom { charge, groups_open: groups as u32 };
         self.epochs.open(groups as u32);
         let latest = frame.latest.map_or(now, |latest| latest.min(now + self.settings.dispatch_time_max));
         self.outgoing.remaining = latest.saturating_duration_since(now);

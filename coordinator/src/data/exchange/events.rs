@@ -115,7 +115,7 @@ impl Exchange {
             for &expert in &experts[index * top_k..][..top_k] {
                 let first = self.router.queues_of(layer, expert);
                 for queue_at in first..first + shards {
-                    self.landing.begin_slot(slot, queue_at);
+                    self.landing.begin_slot(slot, queue_at, Place::Waiting);
                     let queue = &mut self.router.queues[queue_at as usize];
                     queue.waiting.push_back(&mut self.landing.slots, slot);
                     // Behind others it is offered with them.

@@ -150,8 +150,8 @@ impl Landing {
         row * self.slots_per_row
     }
 
-    /// A slot of a new life. It waits nowhere yet.
-    pub(super) fn begin_slot(&mut self, slot: u32, queue: u32) {
+    /// A slot of a new life. The caller puts it into its line.
+    pub(super) fn begin_slot(&mut self, slot: u32, queue: u32, place: Place) {
         self.slots[slot as usize] = Slot {
             next: NONE,
             before: NONE,
@@ -160,7 +160,7 @@ impl Landing {
             open: 0,
             live: 0,
             felled: 0,
-            place: Place::Off,
+            place,
             is_filled: false,
             begins_group: false,
         };

@@ -66,7 +66,6 @@ const UNLINKED: Linked = Linked { before: NONE, next: NONE };
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FrameRoom {
     pub(super) charge: u64,
-    pub(super) rows: u32,
     pub(super) groups_open: u32,
 }
 
@@ -134,7 +133,7 @@ impl Ledger {
 
     /// A frame is begun. Its room is known when its groups are.
     pub(super) fn begin_frame(&mut self) -> u32 {
-        let room = FrameRoom { charge: 0, rows: 0, groups_open: 0 };
+        let room = FrameRoom { charge: 0, groups_open: 0 };
         match self.frames_free.pop() {
             Some(at) => {
                 self.frames[at as usize] = room;

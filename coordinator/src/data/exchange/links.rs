@@ -28,12 +28,14 @@ const NO_LANE: Lane = Lane { first: NONE, last: NONE, next: NONE, is_listed: fal
 pub(super) struct Link {
     pub(super) id: LinkId,
     pub(super) node: NodeId,
+    /// Counts links in the order in which they opened.
+    pub(super) opened: u64,
     /// It may be sent on, until it has ended.
     pub(super) is_open: bool,
     pub(super) room: LinkRoom,
-    /// Rows of frames that one actor may have a part in: half of the credit, so that one that is slow leaves room
-    /// for the others.
-    pub(super) held_max: u32,
+    /// Credit of frames that one actor may have a part in: half of it, so that one that is slow leaves room for the
+    /// others.
+    held_max: u64,
     pub(super) out_used: u64,
     pub(super) back_used: u64,
     pub(super) open: u32,
@@ -63,20 +65,32 @@ pub(super) fn payload_bytes(groups: usize, indices: usize, rows: usize, row_byte
     dispatch_table_bytes(groups, indices) as u64 + rows as u64 * row_bytes
 }
 
+/// The longest payload that is charged no more than that: a power of two.
+fn payload_within(charge: u64) -> u64 {
+    charge.saturating_sub(HEADER_BYTES as u64).checked_ilog2().map_or(0, |log| 1 << log)
+}
+
 impl Link {
-    pub(super) fn new(id: LinkId, node: NodeId, room: LinkRoom, settings: &ExchangeSettings) -> Self {
+    pub(super) fn new(
+        id: LinkId,
+        node: NodeId,
+        room: LinkRoom,
+        opened: u64,
+        settings: &ExchangeSettings,
+    ) -> Self {
         let payload_min = payload_bytes(1, 1, 1, settings.row_bytes);
-        let held_max = room.out_bytes / 2 / settings.row_bytes.max(1);
+        let out_min = charge(payload_min);
         Self {
             id,
             node,
+            opened,
             is_open: true,
             room,
-            held_max: u32::try_from(held_max).unwrap_or(u32::MAX).max(1),
+            held_max: (room.out_bytes / 2).max(out_min),
             out_used: 0,
             back_used: 0,
             open: 0,
-            out_min: charge(payload_min),
+            out_min,
             back_min: back_bytes(1, settings.return_row_bytes),
             payload_min,
             lanes: Vec::new(),
@@ -107,10 +121,17 @@ impl Link {
 
     /// The longest payload that may be sent now. There is room.
     pub(super) fn payload_now(&self) -> u64 {
-        let left = self.room.out_bytes - self.out_used - HEADER_BYTES as u64;
-        // The largest power of two that is not above it: what a payload of that length is charged.
-        let whole = 1 << left.ilog2();
-        self.room.payload_bytes.min(whole)
+        self.room.payload_bytes.min(payload_within(self.room.out_bytes - self.out_used))
+    }
+
+    /// An actor that holds so much may have a part in one more frame.
+    pub(super) fn leaves_room(&self, held: u64) -> bool {
+        held + self.out_min <= self.held_max
+    }
+
+    /// The longest payload that an actor that holds so much may have a part in.
+    pub(super) fn payload_beside(&self, held: u64) -> u64 {
+        payload_within(self.held_max.saturating_sub(held))
     }
 
     /// The lane of a layer.

@@ -62,8 +62,8 @@ pub(super) struct Actor {
     pub(super) open: u32,
     /// Of these, overdue.
     pub(super) overdue: u32,
-    /// Rows of all open frames that it has a part in.
-    pub(super) held: u32,
+    /// Credit of all open frames that it has a part in.
+    pub(super) held: u64,
     /// The dispatch that it got last.
     pub(super) last_sent: u64,
     pub(super) pause: Pause,
@@ -86,6 +86,13 @@ pub(super) struct Actor {
     pub(super) service_recent: Duration,
 }
 
+impl Actor {
+    /// The placement has it no more, and something refers to it.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.is_gone && (self.open > 0 || self.is_in_lane || self.is_fresh)
+    }
+}
+
 /// Queues, actors and links.
 #[derive(Debug)]
 pub(super) struct Router {
@@ -98,11 +105,14 @@ pub(super) struct Router {
     pub(super) replicas: Vec<u32>,
     pub(super) links: Vec<Link>,
     pub(super) links_free: Vec<u32>,
+    pub(super) links_opened: u64,
     /// The newest open link to each node.
     pub(super) of_node: HashMap<NodeId, u32>,
     /// Links that something waits to be sent on, and that had room.
     active: VecDeque<u32>,
     pauses: BinaryHeap<Reverse<(Instant, u32, u32)>>,
+    /// Queues with something to be retried alone that no actor could be reserved for.
+    unplaced: VecDeque<u32>,
 }
 
 impl Router {
@@ -116,9 +126,11 @@ impl Router {
             replicas: Vec::new(),
             links: Vec::new(),
             links_free: Vec::new(),
+            links_opened: 0,
             of_node: HashMap::new(),
             active: VecDeque::new(),
             pauses: BinaryHeap::new(),
+            unplaced: VecDeque::new(),
         }
     }
 
@@ -201,7 +213,7 @@ impl Router {
     /// The place of an actor that is gone is free when nothing refers to it any more.
     pub(super) fn free_if_gone(&mut self, at: u32) {
         let actor = &self.actors[at as usize];
-        if actor.is_gone && actor.open == 0 && !actor.is_in_lane && !actor.is_fresh {
+        if actor.is_gone && !actor.is_leaving() {
             self.actors_free.push(at);
         }
     }
@@ -223,7 +235,7 @@ impl Router {
 
     /// It may get rows that are not retried alone.
     pub(super) fn takes(&self, actor: &Actor) -> bool {
-        self.is_usable(actor) && !actor.is_reserved && actor.held < self.links[actor.link as usize].held_max
+        self.is_usable(actor) && !actor.is_reserved && self.links[actor.link as usize].leaves_room(actor.held)
     }
 
     /// Something waits in a queue, or somebody became able to take it.
@@ -253,7 +265,7 @@ impl Router {
         }
         match best {
             None => {}
-            Some(((false, _), at)) => self.enter_lane(at),
+            Some(((false, _), at)) => self.enter_lane(at, true),
             Some(((true, _), _)) => self.offer_to_all(queue),
         }
     }
@@ -263,31 +275,60 @@ impl Router {
         for index in actors_first..actors_first + actors_len {
             let at = self.replicas[index as usize];
             if self.takes(&self.actors[at as usize]) {
-                self.enter_lane(at);
+                self.enter_lane(at, false);
             }
         }
     }
 
-    /// Reserves an actor for the suspects of a queue.
+    /// Reserves an actor for the suspects of a queue: one whose link has room, or nobody yet.
     fn reserve(&mut self, queue: u32) {
         let reserved = self.queues[queue as usize].reserved;
         if reserved != NONE {
             let actor = &self.actors[reserved as usize];
-            if !actor.is_retrying && actor.open == 0 {
-                self.enter_lane(reserved);
+            if actor.is_retrying || actor.open > 0 {
+                return;
             }
-            return;
+            if self.links[actor.link as usize].has_room() {
+                return self.enter_lane(reserved, true);
+            }
+            self.release(reserved);
         }
-        let usable = |at: &&u32| self.is_usable(&self.actors[**at as usize]);
-        let least = |at: &&u32| self.actors[**at as usize].outstanding;
-        let Some(&at) = self.actors_of(queue).iter().filter(usable).min_by_key(least) else {
-            return;
+        let key = |at: &u32| {
+            let actor = &self.actors[*at as usize];
+            let is_usable = self.is_usable(actor);
+            is_usable.then(|| (!self.links[actor.link as usize].has_room(), actor.outstanding, *at))
+        };
+        // The first of those with the least; `min_by_key` would do, if keys could be left out.
+        let best = self
+            .actors_of(queue)
+            .iter()
+            .filter_map(key)
+            .reduce(|best, other| if (other.0, other.1) < (best.0, best.1) { other } else { best });
+        let at = match best {
+            // Whoever becomes usable wakes it.
+            None => return,
+            Some((true, ..)) => {
+                if !self.unplaced.contains(&queue) {
+                    self.unplaced.push_back(queue);
+                }
+                return;
+            }
+            Some((false, _, at)) => at,
         };
         self.queues[queue as usize].reserved = at;
         let actor = &mut self.actors[at as usize];
         actor.is_reserved = true;
         if actor.open == 0 {
-            self.enter_lane(at);
+            self.enter_lane(at, true);
+        }
+    }
+
+    /// Room came back somewhere: whoever found none for what is retried alone looks again.
+    pub(super) fn wake_unplaced(&mut self) {
+        for _ in 0..self.unplaced.len() {
+            if let Some(queue) = self.unplaced.pop_front() {
+                self.wake(queue);
+            }
         }
     }
 
@@ -316,23 +357,23 @@ impl Router {
         }
     }
 
-    fn enter_lane(&mut self, at: u32) {
+    /// `is_only_one`: what waits is offered to nobody else, so it must be if this link turns out to be full.
+    fn enter_lane(&mut self, at: u32, is_only_one: bool) {
         let actor = &mut self.actors[at as usize];
-        if actor.is_in_lane {
-            return;
-        }
-        (actor.is_in_lane, actor.next) = (true, NONE);
-        let (link_at, queue, layer) = (actor.link, actor.queue, actor.id.layer);
+        let (link_at, layer) = (actor.link, actor.id.layer);
         let link = &mut self.links[link_at as usize];
-        if self.queues[queue as usize].actors_len > 1 && !actor.is_fresh {
+        if is_only_one && !actor.is_fresh && self.queues[actor.queue as usize].actors_len > 1 {
             actor.is_fresh = true;
             link.fresh.push(at);
         }
-        let lane = link.lane_listed(layer);
-        let last = std::mem::replace(&mut lane.last, at);
-        match last {
-            NONE => lane.first = at,
-            _ => self.actors[last as usize].next = at,
+        if !actor.is_in_lane {
+            (actor.is_in_lane, actor.next) = (true, NONE);
+            let lane = link.lane_listed(layer);
+            let last = std::mem::replace(&mut lane.last, at);
+            match last {
+                NONE => lane.first = at,
+                _ => self.actors[last as usize].next = at,
+            }
         }
         self.activate(link_at);
     }
@@ -398,8 +439,10 @@ impl Router {
         while let Some(actor) = self.links[at as usize].fresh.pop() {
             let this = &mut self.actors[actor as usize];
             this.is_fresh = false;
-            let Actor { is_in_lane, queue, .. } = *this;
-            if is_in_lane && self.queues[queue as usize].waiting.len > 0 {
+            let Actor { is_in_lane, is_reserved, queue, .. } = *this;
+            if is_in_lane && is_reserved {
+                self.wake(queue);
+            } else if is_in_lane && self.queues[queue as usize].waiting.len > 0 {
                 self.offer_to_all(queue);
             }
             self.free_if_gone(actor);

@@ -2,6 +2,8 @@
 //!
 //! Pure. These steps look at every actor there is. They follow changes of the cluster, not rows.
 
+use std::collections::HashMap;
+
 use super::NONE;
 use super::interface::{ExchangeSettings, LinkRoom};
 use super::links::Link;
@@ -18,6 +20,9 @@ impl Router {
         let mut replicas = Vec::with_capacity(self.replicas.len());
         let mut seated = vec![false; self.actors.len()];
         let mut lists = vec![(0, 0); self.queues.len()];
+        // Those that went, and still have something out, may be back.
+        let leaving = (0..).zip(&self.actors).filter(|(_, actor)| actor.is_leaving());
+        let leaving: HashMap<_, _> = leaving.map(|(at, actor)| ((actor.id, actor.node), at)).collect();
         for (&layer, experts) in &placement.layers {
             for (expert, of_expert) in experts.iter().enumerate() {
                 let expert = expert as u32;
@@ -33,7 +38,9 @@ impl Router {
                             let actor = &self.actors[*at as usize];
                             actor.id == id && actor.node == seat.node
                         });
-                        let at = known.unwrap_or_else(|| self.add_actor(id, seat.node, queue));
+                        let at = known.or_else(|| leaving.get(&(id, seat.node)).copied());
+                        let at = at.unwrap_or_else(|| self.add_actor(id, seat.node, queue));
+                        self.actors[at as usize].is_gone = false;
                         if seated.len() < self.actors.len() {
                             seated.resize(self.actors.len(), false);
                         }
@@ -82,7 +89,8 @@ impl Router {
         room: LinkRoom,
         settings: &ExchangeSettings,
     ) {
-        let link = Link::new(id, node, room, settings);
+        let link = Link::new(id, node, room, self.links_opened, settings);
+        self.links_opened += 1;
         if !link.carries_a_row() {
             // Nothing could ever be sent: the node is no holder of anything.
             return;
@@ -118,7 +126,9 @@ impl Router {
         self.links[at as usize].is_open = false;
         if self.of_node.get(&node) == Some(&at) {
             // An older one may still stand.
-            let other = self.links.iter().rposition(|link| link.is_open && link.node == node);
+            let stands = |(_, link): &(usize, &Link)| link.is_open && link.node == node;
+            let others = self.links.iter().enumerate().filter(stands);
+            let other = others.max_by_key(|(_, link)| link.opened).map(|(at, _)| at);
             match other {
                 Some(other) => self.of_node.insert(node, other as u32),
                 None => self.of_node.remove(&node),

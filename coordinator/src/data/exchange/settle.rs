@@ -47,7 +47,7 @@ impl Exchange {
         let dispatch = self.ledger.close(at, &mut self.entries);
         let room = self.ledger.frame_mut(dispatch.frame);
         room.groups_open -= 1;
-        let FrameRoom { charge, rows, groups_open } = *room;
+        let FrameRoom { charge, groups_open } = *room;
         let link = &mut self.router.links[dispatch.link as usize];
         if groups_open == 0 {
             link.out_used -= charge;
@@ -58,7 +58,7 @@ impl Exchange {
         let actor = &mut self.router.actors[dispatch.actor as usize];
         actor.outstanding -= dispatch.rows;
         actor.open -= 1;
-        actor.held -= rows;
+        actor.held -= charge;
         if dispatch.is_overdue {
             actor.overdue -= 1;
         } else if dispatch.is_retry {
@@ -71,6 +71,7 @@ impl Exchange {
     /// Whoever waited for the room of a dispatch that was closed may go on.
     pub(super) fn wake_after(&mut self, dispatch: &Dispatch) {
         self.router.activate(dispatch.link);
+        self.router.wake_unplaced();
         self.router.wake(self.queue_of(dispatch));
         self.router.free_if_gone(dispatch.actor);
     }

@@ -19,7 +19,7 @@ use phalanx_node::{CoordinatorAddress, NodeHandle, Runtime, RuntimeSettings, Set
 use transport::buffer::Pool;
 use transport::carrier::memory::MemoryCarrier;
 use transport::carrier::tcp::{Plaintext, Protection, TcpCarrier};
-use transport::carrier::{Acceptor, Carrier};
+use transport::carrier::{Acceptor, Carrier, ConnectError};
 use transport::link::Local;
 use transport::peer::{Endpoint, Inlet, Listener, Notice, Notices, Opened, Peer};
 use transport::security::{ClusterId, PeerName, Role};
@@ -171,6 +171,7 @@ pub fn settings(truth: &Truth, name: &str, coordinators: Vec<CoordinatorAddress>
         devices: vec![1 << 30; 2],
         coordinators,
         own_copy: Some(Arc::new(OwnCopy::new(Arc::clone(&truth.opened), None))),
+        experts_folder: None,
         limits: Limits::default(),
         buffers: Pool::new(1 << 30),
         batch_rows_max: BATCH_ROWS_MAX,
@@ -206,7 +207,13 @@ pub struct Door {
 impl Door {
     /// In this process, under a name.
     pub fn memory(carrier: &MemoryCarrier, name: &str, kernels: Kernels) -> Self {
-        let acceptor = carrier.listen(name).unwrap();
+        // An earlier listener of this name gives it up as soon as its task has been stopped.
+        let mut listened = carrier.listen(name);
+        while matches!(listened, Err(ConnectError::InUse { .. })) {
+            std::thread::yield_now();
+            listened = carrier.listen(name);
+        }
+        let acceptor = listened.unwrap();
         Self::of(Arc::new(carrier.clone()), Box::new(acceptor), local(name, Some(numeric(kernels))))
     }
 
@@ -231,7 +238,9 @@ impl Door {
     /// The next node's link, before anything was said.
     pub async fn link(&mut self) -> Coordinator {
         let Opened { peer, data, weights, notices } = self.listener.next_link().await;
-        Coordinator { peer, data, notices, pool: self.pool.clone(), next: 1, _weights: weights }
+        // Nodes send no tensors; the link goes on receiving there until it ends.
+        drop(weights);
+        Coordinator { peer, data, notices, pool: self.pool.clone(), next: 1 }
     }
 
     /// The next node, joined, and what it said.
@@ -250,7 +259,6 @@ pub struct Coordinator {
     pub notices: Notices,
     pub pool: Pool,
     next: u64,
-    _weights: Inlet,
 }
 
 /// What became of a dispatch.

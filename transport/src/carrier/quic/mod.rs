@@ -55,10 +55,6 @@ impl QuicCarrier {
 }
 
 impl Carrier for QuicCarrier {
-    fn name(&self) -> &'static str {
-        "quic"
-    }
-
     fn dial<'a>(&'a self, address: &'a str) -> Later<'a, Result<Connection, ConnectError>> {
         Box::pin(async move {
             let (stream, at) = self.control.connect(address).await?;

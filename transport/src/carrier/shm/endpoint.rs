@@ -15,7 +15,8 @@ use tokio::task::JoinSet;
 use tokio::time::Sleep;
 
 use super::doorbell::Doorbell;
-use super::lane::{Ends, Life};
+use super::end::Life;
+use super::lane::Ends;
 use super::listen::{SocketFile, listen, path_of};
 use super::setup::{Memory, SetupError, ShmSettings, ShmSettingsError, consider, propose};
 use super::stream::control_lane;
@@ -65,10 +66,6 @@ impl ShmCarrier {
 }
 
 impl Carrier for ShmCarrier {
-    fn name(&self) -> &'static str {
-        "shm"
-    }
-
     fn dial<'a>(&'a self, address: &'a str) -> Later<'a, Result<Connection, ConnectError>> {
         Box::pin(self.connect(address))
     }

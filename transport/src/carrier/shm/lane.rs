@@ -5,121 +5,15 @@
 //! still writes. A header is copied out before it is looked at, so that a peer cannot change it afterwards.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
-use super::doorbell::{Bell, Doorbell, News, Poller, Post};
+use super::doorbell::{Bell, Doorbell};
+use super::end::{End, Life};
 use super::ring::{Broken, Consumer, Ending, Producer, Ring, UNIT};
 use crate::Frame;
 use crate::buffer::{Buffer, Payload, Pool};
 use crate::carrier::{HANDSHAKE_BYTES_MAX, LaneEnds, LaneError, LaneReceiver, LaneSender, Outbox};
 use crate::wire::{HEADER_BYTES, Header};
-
-/// Whether the socket of a connection still stands.
-#[derive(Debug)]
-pub(super) struct Life {
-    /// Who the peer is, for messages.
-    pub(super) peer: String,
-    is_over: AtomicBool,
-}
-
-impl Life {
-    pub(super) fn new(peer: String) -> Arc<Self> {
-        Arc::new(Self { peer, is_over: AtomicBool::new(false) })
-    }
-
-    /// The peer is gone. The doorbell must be rung afterwards.
-    pub(super) fn end(&self) {
-        self.is_over.store(true, Ordering::SeqCst);
-    }
-
-    pub(super) fn is_over(&self) -> bool {
-        self.is_over.load(Ordering::SeqCst)
-    }
-
-    pub(super) fn cut(&self) -> LaneError {
-        LaneError::Cut(format!("{} is gone", self.peer))
-    }
-
-    fn closed(&self) -> LaneError {
-        LaneError::Cut(format!("{} closed the lane without finishing it", self.peer))
-    }
-
-    fn broken(&self, why: &Broken) -> LaneError {
-        LaneError::Broken(format!("{}: {why}", self.peer))
-    }
-
-    pub(super) fn failed_before(&self) -> LaneError {
-        LaneError::Cut(format!("the lane with {} failed before", self.peer))
-    }
-}
-
-/// One end of a ring: how it waits, and how it wakes the other.
-#[derive(Debug)]
-struct End {
-    is_consumer: bool,
-    ring: Arc<Ring>,
-    life: Arc<Life>,
-    doorbell: Doorbell,
-    post: Arc<Post>,
-    peer: Arc<Bell>,
-    /// Nothing is done any more after an error.
-    is_failed: bool,
-}
-
-#[derive(Debug)]
-struct RingNews {
-    is_consumer: bool,
-    ring: Arc<Ring>,
-    life: Arc<Life>,
-}
-
-impl News for RingNews {
-    fn is_there(&self) -> bool {
-        self.ring.waits(self.is_consumer).load(Ordering::Acquire) == 0 || self.life.is_over()
-    }
-}
-
-impl End {
-    fn new(is_consumer: bool, ring: &Arc<Ring>, ends: &Ends) -> Self {
-        let Ends { life, doorbell, peer, .. } = ends;
-        let news = RingNews { is_consumer, ring: Arc::clone(ring), life: Arc::clone(life) };
-        Self {
-            is_consumer,
-            ring: Arc::clone(ring),
-            life: Arc::clone(life),
-            doorbell: doorbell.clone(),
-            post: doorbell.post(Box::new(news)),
-            peer: Arc::clone(peer),
-            is_failed: false,
-        }
-    }
-
-    /// Sees to it that `context` is woken. Returns whether the ring must be looked at once more.
-    fn wait(&self, context: &Context<'_>) -> Result<bool, LaneError> {
-        match self.doorbell.poller(context) {
-            Poller::Spins => return Ok(false),
-            Poller::Sleeps => {}
-            Poller::Elsewhere => self.doorbell.watch(&self.post, context).map_err(|why| {
-                LaneError::Cut(format!("cannot wait for {}: no thread: {why}", self.life.peer))
-            })?,
-        }
-        self.ring.arm(self.is_consumer);
-        Ok(true)
-    }
-
-    fn ring_if(&self, is_waiting: bool) {
-        if is_waiting {
-            self.peer.ring();
-        }
-    }
-}
-
-impl Drop for End {
-    fn drop(&mut self) {
-        self.doorbell.give_up(&self.post);
-    }
-}
 
 /// What both ends of a lane need.
 pub(super) struct Ends {
@@ -383,6 +277,7 @@ impl Drop for RingReceiver {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::sync::atomic::Ordering;
     use std::time::{Duration, Instant};
 
     use super::super::memory::Shared;

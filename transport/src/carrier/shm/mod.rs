@@ -10,6 +10,7 @@
 //! checked before it is mapped, so it can end its own connection and nothing else.
 
 mod doorbell;
+mod end;
 mod endpoint;
 mod lane;
 mod listen;

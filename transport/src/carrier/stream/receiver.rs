@@ -7,6 +7,8 @@
 //! - when no header has come yet, the next frame is guessed to be as long as the last, and header and
 //!   payload are read together into their places. A wrong guess costs one copy of what came.
 //!
+//! A stream that ends without the mark that its sender puts last was cut, wherever that was.
+//!
 //! A buffer is taken for what a header says only after the header was checked against the limit, and a
 //! guess is given back while nothing comes: an idle lane holds no room of the pool.
 
@@ -18,7 +20,7 @@ use crate::Frame;
 use crate::buffer::{Buffer, Payload};
 use crate::carrier::{HANDSHAKE_BYTES_MAX, LaneError, LaneReceiver, LaneSettings};
 use crate::wire::crc::crc32c_after;
-use crate::wire::{HEADER_BYTES, Header};
+use crate::wire::{FINISH, HEADER_BYTES, Header};
 
 /// Bytes of the read-ahead.
 pub const AHEAD_BYTES: usize = 64 << 10;
@@ -43,7 +45,15 @@ pub struct StreamReceiver<S> {
     ahead: Box<[u8]>,
     ahead_start: usize,
     ahead_end: usize,
-    ended: bool,
+    /// The end mark has come.
+    marked: bool,
+    ended: Option<End>,
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Finished,
+    Failed,
 }
 
 struct Begun {
@@ -80,14 +90,22 @@ impl<S: ByteSource> StreamReceiver<S> {
             ahead: vec![0; AHEAD_BYTES].into_boxed_slice(),
             ahead_start: 0,
             ahead_end: 0,
-            ended: false,
+            marked: false,
+            ended: None,
         }
     }
 
     /// The header that is whole, checked, and the place for its payload. `guess` was read into after the
     /// header, `guessed` bytes of it.
     fn begin(&mut self, guess: Option<Buffer>, guessed: usize) -> Result<(), LaneError> {
-        let header = Header::read(&self.head, self.payload_bytes_max)?;
+        let header = match Header::read(&self.head, self.payload_bytes_max) {
+            Ok(header) => header,
+            Err(_) if self.head == FINISH && guessed == 0 => {
+                self.marked = true;
+                return Ok(());
+            }
+            Err(why) => return Err(why.into()),
+        };
         let said = header.payload_bytes();
         // It passed the limit, which a buffer of this host has.
         let bytes = usize::try_from(said).map_err(|_| LaneError::NoRoom(said))?;
@@ -132,6 +150,9 @@ impl<S: ByteSource> StreamReceiver<S> {
                 return Ok(None);
             }
             self.begin(None, 0)?;
+            if self.marked {
+                return Ok(None);
+            }
         }
         let begun = self.begun.as_mut().expect("begun above, or before");
         if let Some(payload) = &mut begun.payload {
@@ -216,15 +237,31 @@ impl<S: ByteSource> StreamReceiver<S> {
         Poll::Ready(Ok(count > 0))
     }
 
+    /// What follows the end mark: nothing.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Frame>, LaneError>> {
+        let cut = |why: std::io::Error| LaneError::Cut(why.to_string());
+        if self.ahead_start < self.ahead_end || !ready!(self.source.poll_end(context)).map_err(cut)? {
+            return Poll::Ready(Err(LaneError::Broken("something follows the end mark".into())));
+        }
+        Poll::Ready(Ok(None))
+    }
+
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Frame>, LaneError>> {
         loop {
-            if let Some(frame) = self.advance()? {
+            if !self.marked
+                && let Some(frame) = self.advance()?
+            {
                 return Poll::Ready(Ok(Some(frame)));
+            }
+            if self.marked {
+                return self.poll_end(context);
             }
             if !ready!(self.poll_fill(context))? {
                 let missing = match &self.begun {
                     Some(begun) => begun.bytes - begun.filled,
-                    None if self.head_bytes == 0 => return Poll::Ready(Ok(None)),
+                    None if self.head_bytes == 0 => {
+                        return Poll::Ready(Err(LaneError::Cut(self.source.cut())));
+                    }
                     None => HEADER_BYTES - self.head_bytes,
                 };
                 return Poll::Ready(Err(LaneError::Truncated { missing: missing as u64 }));
@@ -235,12 +272,18 @@ impl<S: ByteSource> StreamReceiver<S> {
 
 impl<S: ByteSource> LaneReceiver for StreamReceiver<S> {
     fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Frame>, LaneError>> {
-        if self.ended {
-            // Asked again after the end: there is no frame, and no second way to look for one.
-            return Poll::Ready(Err(LaneError::Cut("the lane has ended".into())));
+        match self.ended {
+            None => {}
+            // Asked again, and still so.
+            Some(End::Finished) => return Poll::Ready(Ok(None)),
+            Some(End::Failed) => return Poll::Ready(Err(LaneError::Cut("the lane failed before".into()))),
         }
         let next = ready!(self.poll_next(context));
-        self.ended = !matches!(next, Ok(Some(_)));
+        self.ended = match next {
+            Ok(Some(_)) => None,
+            Ok(None) => Some(End::Finished),
+            Err(_) => Some(End::Failed),
+        };
         Poll::Ready(next)
     }
 

@@ -11,8 +11,8 @@ use std::task::{Context, Poll, ready};
 use super::ByteSink;
 use crate::buffer::Payload;
 use crate::carrier::{LaneError, LaneSender, Outbox};
-use crate::wire::HEADER_BYTES;
 use crate::wire::crc::crc32c;
+use crate::wire::{FINISH, HEADER_BYTES};
 
 /// Most frames in one write: with their headers 64 slices, which the kernel copies to its stack; beyond
 /// that nothing is gained even for the shortest frames.
@@ -32,6 +32,8 @@ pub struct StreamSender<S> {
     /// Of the first of them.
     written: usize,
     unflushed: bool,
+    /// The end mark is among what is begun, or gone.
+    finishing: bool,
     ended: bool,
 }
 
@@ -50,6 +52,7 @@ impl<S: ByteSink> StreamSender<S> {
             begun_bytes: 0,
             written: 0,
             unflushed: false,
+            finishing: false,
             ended: false,
         }
     }
@@ -130,6 +133,7 @@ impl<S: ByteSink> LaneSender for StreamSender<S> {
         if self.ended {
             return Poll::Ready(Err(LaneError::Cut("this end has ended the lane".into())));
         }
+        assert!(!self.finishing || outbox.is_empty(), "nothing is sent on a lane that is finished");
         let result = ready!(self.poll_all(context, outbox));
         Poll::Ready(self.end_on_error(result))
     }
@@ -137,6 +141,11 @@ impl<S: ByteSink> LaneSender for StreamSender<S> {
     fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<Result<(), LaneError>> {
         if self.ended {
             return Poll::Ready(Ok(()));
+        }
+        if !self.finishing {
+            self.finishing = true;
+            self.begun_bytes += HEADER_BYTES;
+            self.begun.push_back(Begun { header: FINISH, payload: Payload::default() });
         }
         let mut result = ready!(self.poll_all(context, &mut Outbox::new()));
         if result.is_ok() {

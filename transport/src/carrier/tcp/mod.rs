@@ -101,10 +101,6 @@ impl TcpCarrier {
 }
 
 impl Carrier for TcpCarrier {
-    fn name(&self) -> &'static str {
-        "tcp"
-    }
-
     fn dial<'a>(&'a self, address: &'a str) -> Later<'a, Result<Connection, ConnectError>> {
         Box::pin(async move {
             let (stream, at) = self.connect(address).await?;

@@ -1,0 +1,95 @@
+//! What the API needs of whoever computes.
+//!
+//! No code: the seam between clients and the data plane.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use model::kernel::NumericClass;
+use model::spec::Spec;
+use model::weights::Digest;
+use serde_json::Value;
+
+use crate::data::request::{RequestId, Submission};
+use crate::texts::Texts;
+
+/// Something that comes soon.
+pub type Soon<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Whoever computes answers.
+pub trait Backend: Send + Sync + 'static {
+    /// Takes a request. Whatever becomes of it is said by its events, a refusal too.
+    fn submit(&self, submission: Submission) -> Soon<'_, RequestId>;
+
+    /// Nobody waits for this request any more. It may have ended long ago.
+    fn cancel(&self, id: RequestId);
+
+    /// Whether requests can be answered now.
+    fn health(&self) -> Soon<'_, Health>;
+
+    /// All that is known of the cluster, as `docs/api.md` describes it.
+    fn cluster(&self) -> Soon<'_, Value>;
+}
+
+/// How far the cluster is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It has not served yet: nodes are still to join, or to load. Requests are refused.
+    Loading,
+    /// Every expert has a holder.
+    Serving,
+    /// It has served, and now an expert has no holder. Requests are taken: a row that needs this expert waits for
+    /// it up to the request's deadline, and no other does.
+    Waiting,
+    /// It is about to end. Requests are refused.
+    Stopping,
+}
+
+impl State {
+    /// Its name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Loading => "loading",
+            State::Serving => "serving",
+            State::Waiting => "waiting",
+            State::Stopping => "stopping",
+        }
+    }
+
+    /// Whether requests are taken.
+    pub fn takes_requests(self) -> bool {
+        matches!(self, State::Serving | State::Waiting)
+    }
+}
+
+/// Whether requests can be answered now, and if not, what is waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// How far it is.
+    pub state: State,
+    /// What is missing, in words for people: "12 of 64 experts have no holder; nodes: 2".
+    pub missing: Vec<String>,
+}
+
+/// The model that is served.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// Its name for clients.
+    pub name: String,
+    /// What it is.
+    pub spec: Arc<Spec>,
+    /// Its tokenizer, template and defaults.
+    pub texts: Arc<Texts>,
+    /// What it is computed in.
+    pub numeric_class: NumericClass,
+    /// Of its `config.json`.
+    pub config_digest: Digest,
+}
+
+impl Served {
+    /// What the bits of an answer depend on, in one word: OpenAI's `system_fingerprint`.
+    pub(super) fn fingerprint(&self) -> String {
+        format!("{}-{:.12}", self.numeric_class, self.config_digest.to_string())
+    }
+}

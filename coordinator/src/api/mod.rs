@@ -1,0 +1,22 @@
+//! What clients speak to: OpenAI's completions over HTTP, the state of the cluster, and whether it serves.
+//!
+//! In the order a request meets it: [`serve`] bounds connections, headers and writes; the router reads the body
+//! within its bounds; `ask` makes parameters of it and refuses by name what it cannot do; [`Backend`] computes;
+//! `answer` and `stream` tell the client. It knows neither actors nor experts: whoever implements [`Backend`] may be
+//! a cluster or a thread.
+//!
+//! Nothing that a client sends is logged, and whoever goes away has his request cancelled.
+
+mod answer;
+mod ask;
+mod backend;
+mod fields;
+mod listen;
+mod paced;
+mod refusal;
+mod routes;
+mod stream;
+
+pub use backend::{Backend, Health, Served, Soon, State};
+pub use listen::{Exposed, Limits, check_address, serve};
+pub use routes::App;

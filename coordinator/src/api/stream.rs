@@ -1,0 +1,192 @@
+//! An answer on its way: events in, bytes of a response out.
+//!
+//! A shell: it waits, for events, for deadlines and for the client. Whoever drops it cancels the request, be it a
+//! client that went away or a connection that was cut. A client that reads slowly holds up nobody: events have room
+//! for the whole answer.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Bytes, HttpBody};
+use axum::http::StatusCode;
+use hyper::body::Frame;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+
+use super::Backend;
+use super::answer::Answer;
+use super::refusal::Refusal;
+use crate::data::request::{Event, Failure, RequestId};
+
+/// How often a stream without news says that it lives, so that nothing on the way takes it for dead.
+const BEAT: Duration = Duration::from_secs(15);
+/// How much later than the data plane the API itself gives a request up: only if the former does not answer.
+const LATE: Duration = Duration::from_secs(5);
+/// The most bytes of one write, so that a slow client's answer is not written out all at once.
+const WRITE_BYTES: usize = 16 << 10;
+
+/// Cancels a request unless it is over.
+pub(super) struct Guard {
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) id: RequestId,
+    pub(super) is_over: bool,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.backend.cancel(self.id);
+        }
+    }
+}
+
+/// The events of a request, up to its end.
+pub(super) struct Events {
+    events: mpsc::Receiver<Event>,
+    /// What was looked at and not taken.
+    first: Option<Event>,
+    guard: Guard,
+    late: Pin<Box<Sleep>>,
+    within_ms: u64,
+}
+
+impl Events {
+    pub(super) fn new(events: mpsc::Receiver<Event>, guard: Guard, within: Duration) -> Self {
+        let late = Box::pin(sleep_until(Instant::now() + within + LATE));
+        Self { events, first: None, guard, late, within_ms: within.as_millis() as u64 }
+    }
+
+    /// Waits for the first event, at most so long, without taking it.
+    pub(super) async fn wait_first(&mut self, within: Duration) {
+        let next = std::future::poll_fn(|cx| self.poll_next(cx));
+        self.first = tokio::time::timeout(within, next).await.ok();
+    }
+
+    /// If a failure is all that there is.
+    pub(super) fn take_failure(&mut self) -> Option<Failure> {
+        match self.first.take() {
+            Some(Event::Failed(failure)) => Some(failure),
+            other => {
+                self.first = other;
+                None
+            }
+        }
+    }
+
+    /// The next event; after an end there is none.
+    pub(super) async fn next(&mut self) -> Event {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if let Some(event) = self.first.take() {
+            return Poll::Ready(event);
+        }
+        let event = match self.events.poll_recv(cx) {
+            Poll::Ready(Some(event)) => event,
+            Poll::Ready(None) => {
+                Event::Failed(Failure::Row("the request was lost: its owner has ended".into()))
+            }
+            Poll::Pending => {
+                std::task::ready!(self.late.as_mut().poll(cx));
+                // Not over: whoever did not keep the deadline is told that nobody waits.
+                let late = Failure::TooLate { within_ms: self.within_ms, missing: None };
+                return Poll::Ready(Event::Failed(late));
+            }
+        };
+        self.guard.is_over |= !matches!(event, Event::Step { .. });
+        Poll::Ready(event)
+    }
+}
+
+/// An answer as server-sent events.
+pub(super) struct EventStream {
+    events: Events,
+    answer: Answer,
+    beat: Pin<Box<Sleep>>,
+    is_over: bool,
+}
+
+impl EventStream {
+    pub(super) fn new(events: Events, answer: Answer) -> Self {
+        Self { events, answer, beat: Box::pin(sleep(BEAT)), is_over: false }
+    }
+
+    /// Writes an event.
+    fn handle_event(&mut self, event: Event, out: &mut Vec<u8>) {
+        match event {
+            Event::Step { token, text } => {
+                self.answer.push(token, &text);
+                if self.answer.has_news() {
+                    self.answer.write_chunk(None, out);
+                }
+            }
+            Event::End(reason) => {
+                self.answer.write_chunk(Some(reason), out);
+                self.is_over = true;
+            }
+            Event::Failed(failure) => {
+                let refusal = Refusal::from(failure).json();
+                out.extend_from_slice(format!("data: {refusal}\n\n").as_bytes());
+                self.is_over = true;
+            }
+        }
+    }
+}
+
+impl HttpBody for EventStream {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = &mut *self;
+        let mut out = Vec::new();
+        // Whatever is there goes out in one write.
+        while !this.is_over && out.len() < WRITE_BYTES {
+            match this.events.poll_next(cx) {
+                Poll::Ready(event) => this.handle_event(event, &mut out),
+                Poll::Pending => break,
+            }
+        }
+        if out.is_empty() {
+            if this.is_over {
+                return Poll::Ready(None);
+            }
+            std::task::ready!(this.beat.as_mut().poll(cx));
+            out.extend_from_slice(b": the answer is still being computed\n\n");
+        }
+        this.beat.as_mut().reset(Instant::now() + BEAT);
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from(out)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_over
+    }
+}
+
+/// The whole answer, or why there is none.
+pub(super) async fn collect(mut events: Events, mut answer: Answer) -> Result<Vec<u8>, Refusal> {
+    loop {
+        match events.next().await {
+            Event::Step { token, text } => answer.push(token, &text),
+            Event::End(reason) => return Ok(answer.write_whole(reason)),
+            Event::Failed(failure) => return Err(failure.into()),
+        }
+    }
+}
+
+/// A wait for the cluster's own state that is never long.
+pub(super) async fn soon<T>(what: impl Future<Output = T>) -> Result<T, Refusal> {
+    tokio::time::timeout(LATE, what).await.map_err(|_| {
+        let message =
+            format!("the coordinator did not answer within {} s; it may be overloaded", LATE.as_secs());
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no_answer", message)
+    })
+}

@@ -1,0 +1,101 @@
+//! Decides when experts are placed: first when enough nodes are there, then whenever the cluster has changed.
+//!
+//! Pure. Without a wait at the start the first node would be given everything, and the second would take half of it
+//! away again.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::cluster::{Cluster, Demand, Statistics};
+use super::policy::{Constraints, Policy, Refused, Request, place};
+use crate::placement::{NodeId, Placement};
+
+/// How it places.
+#[derive(Debug, Clone, Default)]
+pub struct PlacerSettings {
+    /// The layout.
+    pub policy: Policy,
+    /// What may not be broken.
+    pub constraints: Constraints,
+    /// Nodes that are waited for.
+    pub nodes_min: usize,
+    /// How long they are waited for; from then on, whoever is there is enough.
+    pub start_window: Duration,
+}
+
+/// What a placement is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// What is needed.
+    pub demand: &'a Demand,
+    /// What there is.
+    pub cluster: &'a Cluster,
+    /// What has been measured.
+    pub statistics: &'a Statistics,
+    /// What sits, or is about to: [`Publisher::previous`](super::publisher::Publisher::previous).
+    pub previous: &'a Placement,
+    /// What cannot be: [`Publisher::banned`](super::publisher::Publisher::banned).
+    pub banned: &'a BTreeSet<(u32, u32, NodeId)>,
+}
+
+/// When and how experts are placed.
+#[derive(Debug)]
+pub struct Placer {
+    settings: PlacerSettings,
+    window_ends: Instant,
+    is_placed: bool,
+    refused: Option<Refused>,
+}
+
+impl Placer {
+    /// The start window begins.
+    pub fn new(settings: PlacerSettings, now: Instant) -> Self {
+        let window_ends = now + settings.start_window;
+        Self { settings, window_ends, is_placed: false, refused: None }
+    }
+
+    /// Something has changed, or the start window has ended: what is wanted now, if that can be said. What was
+    /// wanted before stays so where nothing can be placed; [`Placer::refused`] says why.
+    pub fn handle_changed(&mut self, facts: Facts<'_>, now: Instant) -> Option<Placement> {
+        let nodes = facts.cluster.nodes().len();
+        if !self.is_placed && nodes < self.settings.nodes_min && now < self.window_ends {
+            return None;
+        }
+        if nodes == 0 && !self.is_placed {
+            return None;
+        }
+        let constraints = Constraints { banned: facts.banned.clone(), ..self.settings.constraints.clone() };
+        let request = Request {
+            demand: facts.demand,
+            cluster: facts.cluster,
+            statistics: facts.statistics,
+            constraints: &constraints,
+            previous: Some(facts.previous),
+        };
+        match place(self.settings.policy, &request) {
+            Ok(placement) => {
+                (self.is_placed, self.refused) = (true, None);
+                Some(placement)
+            }
+            Err(refused) => {
+                self.refused = Some(refused);
+                None
+            }
+        }
+    }
+
+    /// Whether experts have been placed once.
+    pub fn is_placed(&self) -> bool {
+        self.is_placed
+    }
+
+    /// Why the last placement could not be.
+    pub fn refused(&self) -> Option<&Refused> {
+        self.refused.as_ref()
+    }
+
+    /// When [`Placer::handle_changed`] is due without a change.
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        Some(self.window_ends).filter(|end| !self.is_placed && *end > now)
+    }
+}

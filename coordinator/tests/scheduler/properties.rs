@@ -1,0 +1,129 @@
+//! Random requests, served to the end.
+
+use phalanx_coordinator::data::flow::{FlowSettings, Forwarding};
+use phalanx_coordinator::data::scheduler::SchedulerSettings;
+use proptest::prelude::*;
+
+use super::world::{End, World};
+
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    Request { prompt: u32, tokens_max: u32 },
+    Cancel { ago: u64 },
+    Whole { nth: usize },
+    Compute { cancelled_ago: Option<u64> },
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let length = prop_oneof![3 => 1..80_u32, 1 => 60..400_u32];
+    prop_oneof![
+        2 => (length, 1..150_u32).prop_map(|(prompt, tokens_max)| Event::Request { prompt, tokens_max }),
+        1 => (0..9_u64).prop_map(|ago| Event::Cancel { ago }),
+        30 => any::<usize>().prop_map(|nth| Event::Whole { nth }),
+        25 => prop::option::weighted(0.03, 0..9_u64).prop_map(|cancelled_ago| Event::Compute { cancelled_ago }),
+    ]
+}
+
+prop_compose! {
+    fn settings()(
+        stages in 2..4_u32,
+        whole: bool,
+        sequences_max in 1..6_u32,
+        queue_max in 1..8_u32,
+        pages in 1..9_u32,
+        chunk_rows_max in 1..100_u32,
+        more_rows in 0..150_u32,
+        more_prefill in 0..100_u32,
+        batch_rows_max in 1..150_u32,
+    ) -> (FlowSettings, SchedulerSettings) {
+        let rows_max = chunk_rows_max + sequences_max + more_rows;
+        let forwarding = if whole { Forwarding::Whole } else { Forwarding::Partial };
+        let flow =
+            FlowSettings { stages, head_has_layers: false, rows_max, sequences_max, batch_rows_max, forwarding };
+        let prefill_rows_max = chunk_rows_max + more_prefill;
+        let rows_in_flight_max = rows_max;
+        let scheduler = SchedulerSettings {
+            sequences_max, queue_max, pages, rows_in_flight_max, chunk_rows_max, prefill_rows_max,
+        };
+        (flow, scheduler)
+    }
+}
+
+/// Lets everything end. Panics if nothing can happen while something has not ended.
+fn drain(world: &mut World) {
+    for _ in 0..1_000_000 {
+        if world.is_done() {
+            break;
+        }
+        let moved = world.compute(None) | world.whole(3);
+        assert!(moved, "something has not ended and nothing can happen");
+    }
+    world.check_empty();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1_000, ..ProptestConfig::default() })]
+
+    /// Whatever is asked and cancelled: whoever comes first begins first, no page is given twice, decoding goes before prompts,
+    /// everything ends, and all comes back.
+    #[test]
+    fn everything_ends_and_all_pages_come_back(
+        (flow, scheduler) in settings(),
+        keeps_late_tokens: bool,
+        events in prop::collection::vec(event(), 1..400),
+    ) {
+        let mut world = World::new(flow, scheduler, keeps_late_tokens);
+        let mut asked = 0_u64;
+        for event in events {
+            match event {
+                Event::Request { prompt, tokens_max } => {
+                    world.request(asked, prompt, tokens_max);
+                    asked += 1;
+                }
+                Event::Cancel { ago } => world.cancel(asked.saturating_sub(ago)),
+                Event::Whole { nth } => {
+                    world.whole(nth);
+                }
+                Event::Compute { cancelled_ago } => {
+                    world.compute(cancelled_ago.map(|ago| asked.saturating_sub(ago)));
+                }
+            }
+        }
+        drain(&mut world);
+    }
+}
+
+/// Far too many for their pages: they give way to one another again and again, and all say all they have to say.
+#[test]
+fn crowded_sequences_all_finish() {
+    let flow = FlowSettings {
+        stages: 3,
+        head_has_layers: false,
+        rows_max: 200,
+        sequences_max: 8,
+        batch_rows_max: 64,
+        forwarding: Forwarding::Partial,
+    };
+    let scheduler = SchedulerSettings {
+        sequences_max: 8,
+        queue_max: 40,
+        pages: 12,
+        rows_in_flight_max: 200,
+        chunk_rows_max: 64,
+        prefill_rows_max: 128,
+    };
+    let mut world = World::new(flow, scheduler, true);
+    let mut rows_at_least = 0;
+    for id in 0..40 {
+        let (prompt, tokens_max) = (10 + 3 * id as u32, 300);
+        world.request(id, prompt, tokens_max);
+        rows_at_least += u64::from(2 * (prompt + tokens_max - 1) + 300);
+    }
+    drain(&mut world);
+    assert!(world.ends.values().all(|&end| end == End::Finished) && world.ends.len() == 40);
+    assert!(world.preempted > 10, "only {} were preempted", world.preempted);
+    // Non-sampling rows skip the head.
+    let again = world.rows as f64 / rows_at_least as f64;
+    println!("{} preemptions, {:.2} times the rows that were needed", world.preempted, again);
+    assert!(again < 1.5, "{again} times the rows that were needed");
+}

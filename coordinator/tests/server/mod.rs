@@ -1,0 +1,424 @@
+//! The API over the plain loop in a thread, and a client that is a socket. The tests of the command line use it too.
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use coordinator::api::{App, Backend, Health, Limits, Served, Soon, State, serve};
+use coordinator::data::request::{Event, Failure, RequestId, Submission};
+use coordinator::texts::Texts;
+use model::experts::LocalExperts;
+use model::kernel::{Kernels, NumericClass};
+use model::kv::{KvCache, Sequence};
+use model::load::{Loaded, Opened, Progress, Request, load};
+use model::plain::{Run, Unobserved, step};
+use model::pool::Pool;
+use model::sampler::{Sampling, choose};
+use model::trunk::{Trunk, Workspace};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn demo() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    [here.join("demo-model"), here.join("../demo-model")].into_iter().find(|dir| dir.is_dir()).unwrap()
+}
+
+/// The demo model and all that computes it.
+struct Plain {
+    trunk: Trunk,
+    pool: Arc<Pool>,
+    work: Workspace,
+    cache: KvCache,
+    experts: LocalExperts,
+}
+
+impl Plain {
+    fn new() -> Self {
+        let opened = Opened::open(&demo()).unwrap();
+        let kernels = Kernels::for_class(NumericClass::Portable).unwrap();
+        let request = Request {
+            kernels,
+            threads: 1,
+            trunk: true,
+            experts: &opened.experts(),
+            digests: false,
+            known: &Default::default(),
+        };
+        let Loaded { trunk, experts, .. } = load(&opened, &request, &Progress::default()).unwrap();
+        let pool = Arc::new(Pool::new(1, None));
+        Self {
+            trunk: Trunk::new(Arc::clone(&opened.spec), kernels, trunk.unwrap()),
+            work: Workspace::new(kernels),
+            cache: KvCache::new(&opened.spec, kernels.class().row_type(), 512 << 20),
+            experts: LocalExperts::new(kernels, Arc::clone(&pool), experts),
+            pool,
+        }
+    }
+
+    /// One step of some sequences; the logits of the last row of each.
+    fn step(&mut self, runs: &mut [Run<'_>]) -> Vec<Vec<f32>> {
+        let Self { trunk, pool, work, cache, experts } = self;
+        step(trunk, pool, work, cache, runs, experts, &mut Unobserved).unwrap();
+        let mut end = 0;
+        let mut logits = Vec::new();
+        let rows = runs.iter().map(|run| {
+            end += run.tokens.len();
+            end - 1
+        });
+        let rows: Vec<usize> = rows.collect();
+        trunk.logits(pool, work, &rows, &mut logits);
+        logits.chunks(logits.len() / rows.len()).map(<[f32]>::to_vec).collect()
+    }
+}
+
+/// Ids of a prompt and of its likeliest answer: the oracle, alone and without any server.
+pub(crate) fn greedy(prompt: &str, count: usize) -> (Vec<u32>, Vec<u32>) {
+    static PLAIN: OnceLock<Mutex<Plain>> = OnceLock::new();
+    let mut plain = PLAIN.get_or_init(|| Mutex::new(Plain::new())).lock().unwrap();
+    let prompt = Texts::open(&demo()).unwrap().tokenizer().unwrap().encode(prompt, true).unwrap();
+    let (mut sequence, mut tokens, mut next) = (Sequence::default(), Vec::new(), prompt.clone());
+    for _ in 0..count {
+        let logits = plain.step(&mut [Run { sequence: &mut sequence, tokens: &next }]).remove(0);
+        let position = (prompt.len() + tokens.len()) as u64;
+        let token = choose(&logits, &prompt, &tokens, &Sampling::greedy(), position).unwrap().token;
+        tokens.push(token);
+        next = vec![token];
+    }
+    plain.cache.release(sequence);
+    (prompt, tokens)
+}
+
+struct Running {
+    id: RequestId,
+    submission: Submission,
+    sequence: Sequence,
+}
+
+/// What a test may do to the backend, and see of it.
+struct Shared {
+    new: Mutex<Vec<(RequestId, Submission)>>,
+    cancels: Mutex<Vec<RequestId>>,
+    state: Mutex<(State, String)>,
+    submitted: AtomicUsize,
+    running: AtomicUsize,
+    cancelled: AtomicUsize,
+    is_busy: AtomicBool,
+    /// No answer gets longer than this.
+    held_after: AtomicUsize,
+    is_over: AtomicBool,
+}
+
+struct PlainBackend(Arc<Shared>);
+
+impl Backend for PlainBackend {
+    fn submit(&self, submission: Submission) -> Soon<'_, RequestId> {
+        let id = RequestId(self.0.submitted.fetch_add(1, Ordering::SeqCst) as u64);
+        if self.0.is_busy.load(Ordering::SeqCst) {
+            submission.events.try_send(Event::Failed(Failure::Busy { waiting: 7 })).unwrap();
+        } else {
+            self.0.running.fetch_add(1, Ordering::SeqCst);
+            self.0.new.lock().unwrap().push((id, submission));
+        }
+        Box::pin(async move { id })
+    }
+
+    fn cancel(&self, id: RequestId) {
+        self.0.cancelled.fetch_add(1, Ordering::SeqCst);
+        self.0.cancels.lock().unwrap().push(id);
+    }
+
+    fn health(&self) -> Soon<'_, Health> {
+        let (state, missing) = self.0.state.lock().unwrap().clone();
+        let missing = if missing.is_empty() { Vec::new() } else { vec![missing] };
+        Box::pin(async move { Health { state, missing } })
+    }
+
+    fn cluster(&self) -> Soon<'_, Value> {
+        Box::pin(async { json!({"model": "demo"}) })
+    }
+}
+
+/// The plain loop, for whoever is there: one step of all of them after the other.
+fn compute(shared: &Shared) {
+    let mut plain = Plain::new();
+    let mut running: Vec<Running> = Vec::new();
+    while !shared.is_over.load(Ordering::SeqCst) {
+        // In this order: a request is never seen later than its cancel.
+        let cancels = std::mem::take(&mut *shared.cancels.lock().unwrap());
+        let new = std::mem::take(&mut *shared.new.lock().unwrap());
+        running.extend(new.into_iter().map(|(id, submission)| Running {
+            id,
+            submission,
+            sequence: Sequence::default(),
+        }));
+        let now = Instant::now();
+        let held = shared.held_after.load(Ordering::SeqCst);
+        let is_held = |run: &Running| run.submission.generation.tokens().len() >= held;
+        for run in running.extract_if(.., |run| {
+            let late = run.submission.deadline <= now;
+            if late {
+                let (within_ms, missing) = (run.submission.within_ms, Some("the test holds it".into()));
+                let _ =
+                    run.submission.events.try_send(Event::Failed(Failure::TooLate { within_ms, missing }));
+            }
+            late || cancels.contains(&run.id) || run.submission.generation.finish_reason().is_some()
+        }) {
+            plain.cache.release(run.sequence);
+            shared.running.fetch_sub(1, Ordering::SeqCst);
+        }
+        let tokens: Vec<Vec<u32>> = running
+            .iter()
+            .filter(|run| !is_held(run))
+            .map(|run| run.submission.generation.next_tokens().to_vec())
+            .collect();
+        if tokens.is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        let moving = running.iter_mut().filter(|run| !is_held(run));
+        let mut runs: Vec<Run<'_>> =
+            moving.zip(&tokens).map(|(run, tokens)| Run { sequence: &mut run.sequence, tokens }).collect();
+        let logits = plain.step(&mut runs);
+        for (run, logits) in running.iter_mut().filter(|run| !is_held(run)).zip(logits) {
+            let Submission { generation, events, .. } = &mut run.submission;
+            let step = generation.handle_logits(&logits).unwrap();
+            // Full may not be: the channel was made for the whole answer. Closed is a client that has gone.
+            let full = |event| {
+                matches!(events.try_send(event), Err(tokio::sync::mpsc::error::TrySendError::Full(_)))
+            };
+            assert!(!full(Event::Step { token: step.token, text: step.text }));
+            assert!(generation.finish_reason().is_none_or(|reason| !full(Event::End(reason))));
+        }
+    }
+}
+
+/// A server that lives as long as its test.
+pub(crate) struct Server {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    stop: Arc<tokio::sync::Notify>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    pub(crate) context_max: usize,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        Self::with(Limits::default())
+    }
+
+    pub(crate) fn with(limits: Limits) -> Self {
+        let shared = Arc::new(Shared {
+            new: Mutex::default(),
+            cancels: Mutex::default(),
+            state: Mutex::new((State::Serving, String::new())),
+            submitted: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            cancelled: AtomicUsize::new(0),
+            is_busy: AtomicBool::new(false),
+            held_after: AtomicUsize::new(usize::MAX),
+            is_over: AtomicBool::new(false),
+        });
+        let opened = Opened::open(&demo()).unwrap();
+        let context_max = opened.spec.context_max;
+        let served = Served {
+            name: "demo".into(),
+            spec: opened.spec,
+            texts: Arc::new(Texts::open(&demo()).unwrap()),
+            numeric_class: NumericClass::Portable,
+            config_digest: opened.config_digest,
+        };
+        let app = Arc::new(App::new(Arc::new(PlainBackend(Arc::clone(&shared))), served, limits));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = Arc::new(tokio::sync::Notify::new());
+        let computing = Arc::clone(&shared);
+        let compute = std::thread::spawn(move || compute(&computing));
+        let stopped = Arc::clone(&stop);
+        let serving = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                serve(listener, app, stopped.notified()).await;
+            });
+        });
+        Self { address, shared, stop, threads: Mutex::new(vec![serving, compute]), context_max }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Stops serving; the thread ends when the server has.
+    pub(crate) fn stop(&self) -> JoinHandle<()> {
+        self.stop.notify_one();
+        self.threads.lock().unwrap().remove(0)
+    }
+
+    pub(crate) fn hold(&self, is_held: bool) {
+        self.hold_after(if is_held { 0 } else { usize::MAX });
+    }
+
+    pub(crate) fn hold_after(&self, tokens: usize) {
+        self.shared.held_after.store(tokens, Ordering::SeqCst);
+    }
+
+    pub(crate) fn set_busy(&self, is_busy: bool) {
+        self.shared.is_busy.store(is_busy, Ordering::SeqCst);
+    }
+
+    pub(crate) fn set_state(&self, state: State, missing: &str) {
+        *self.shared.state.lock().unwrap() = (state, missing.into());
+    }
+
+    pub(crate) fn running(&self) -> usize {
+        self.shared.running.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn submitted(&self) -> usize {
+        self.shared.submitted.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn cancelled(&self) -> usize {
+        self.shared.cancelled.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn wait(&self, what: &str, is_there: impl Fn(&Self) -> bool) {
+        let start = Instant::now();
+        while !is_there(self) {
+            assert!(start.elapsed() < PATIENCE, "{what} did not come");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    pub(crate) fn try_connect(&self) -> std::io::Result<TcpStream> {
+        let stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    }
+
+    pub(crate) fn connect(&self) -> TcpStream {
+        self.try_connect().unwrap()
+    }
+
+    /// Sends a completion and reads nothing yet.
+    pub(crate) fn begin(&self, body: &str) -> Client {
+        let mut stream = self.connect();
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n";
+        stream.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
+        Client(stream)
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &str) -> Answer {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nContent-Type: application/json; charset=utf-8\r\nconnection: close\r\n"
+        );
+        self.raw(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes())
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        self.raw(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+    }
+
+    pub(crate) fn raw(&self, request: &[u8]) -> Answer {
+        Answer::parse(&self.raw_bytes(request))
+    }
+
+    /// Sends bytes and reads all that comes within a while after the last of it.
+    pub(crate) fn raw_bytes(&self, request: &[u8]) -> Vec<u8> {
+        let mut stream = self.connect();
+        // A server that has heard enough may not read the rest.
+        let _ = stream.write_all(request);
+        if !String::from_utf8_lossy(&request[..request.len().min(4096)]).contains("connection: close") {
+            stream.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+        }
+        Client(stream).read_bytes()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Ordering::SeqCst);
+        self.stop.notify_one();
+        for thread in self.threads.get_mut().unwrap().drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+pub(crate) struct Client(TcpStream);
+
+impl Client {
+    pub(crate) fn read_bytes(mut self) -> Vec<u8> {
+        let (mut bytes, mut part) = (Vec::new(), [0; 65536]);
+        while let Ok(count @ 1..) = self.0.read(&mut part) {
+            bytes.extend_from_slice(&part[..count]);
+        }
+        bytes
+    }
+
+    /// Waits for the first bytes.
+    pub(crate) fn read_some(&self) {
+        assert!((&self.0).read(&mut [0; 1024]).unwrap() > 0);
+    }
+
+    pub(crate) fn read(self) -> Answer {
+        Answer::parse(&self.read_bytes())
+    }
+}
+
+/// A response.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: String,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn parse(bytes: &[u8]) -> Self {
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n");
+        let end = end.unwrap_or_else(|| panic!("no response: {:?}", String::from_utf8_lossy(bytes)));
+        let headers = String::from_utf8(bytes[..end].to_vec()).unwrap().to_ascii_lowercase();
+        let status = headers.split(' ').nth(1).unwrap().parse().unwrap();
+        let body = &bytes[end + 4..];
+        let body = if headers.contains("transfer-encoding: chunked") { unchunk(body) } else { body.to_vec() };
+        Self { status, headers, body }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).unwrap()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.text()))
+    }
+
+    /// The chunks of a stream, and its last event.
+    pub(crate) fn chunks(&self) -> (Vec<Value>, String) {
+        let text = self.text();
+        let mut events: Vec<&str> =
+            text.split("\n\n").filter(|event| !event.is_empty() && !event.starts_with(':')).collect();
+        let last = events.pop().unwrap().strip_prefix("data: ").unwrap().to_owned();
+        let json = |event: &&str| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap();
+        (events.iter().map(json).collect(), last)
+    }
+}
+
+fn unchunk(mut body: &[u8]) -> Vec<u8> {
+    let mut whole = Vec::new();
+    while let Some(end) = body.windows(2).position(|two| two == b"\r\n") {
+        let size = usize::from_str_radix(std::str::from_utf8(&body[..end]).unwrap(), 16).unwrap();
+        if size == 0 {
+            break;
+        }
+        whole.extend_from_slice(&body[end + 2..end + 2 + size]);
+        body = &body[end + 2 + size + 2..];
+    }
+    whole
+}

@@ -1,0 +1,373 @@
+//! `phalanx status`: what a cluster is doing, at one look.
+//!
+//! It shows `/cluster` of a coordinator. What a person reads is made by pure functions of that JSON; with `--watch`
+//! also of the one before, since a count alone says little and its change a lot.
+
+use std::fmt::Write;
+use std::io::{IsTerminal, stdout};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::Value;
+
+use crate::Failure;
+use crate::output::{bytes, show};
+use crate::remote::{ClusterUrl, Remote, URL, cluster_url};
+
+/// Nodes that are listed; the rest is summed up.
+const NODES_MAX: usize = 16;
+/// Busiest experts that are listed.
+const LOADS_MAX: usize = 8;
+/// Columns of a terminal.
+const WIDTH: usize = 80;
+/// How often `--watch` looks.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// What a cluster is doing: nodes, devices, experts, loads.
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// The coordinator's URL, as its --http has it.
+    #[arg(long, value_name = "URL", value_parser = cluster_url, default_value = URL)]
+    cluster: ClusterUrl,
+
+    /// Look again every second, until interrupted.
+    #[arg(long)]
+    watch: bool,
+
+    /// One JSON object; with --watch, one a line.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let remote = Remote::new(&self.cluster)?;
+        if !self.watch {
+            let state = remote.cluster()?;
+            return match self.json {
+                true => show(&format!("{state:#}\n")),
+                false => show(&text(&state, None, &remote.url().to_string())),
+            };
+        }
+        let mut before: Option<(Value, Instant)> = None;
+        loop {
+            let now = Instant::now();
+            let page = match remote.cluster() {
+                Ok(state) if self.json => format!("{state}\n"),
+                Ok(state) => {
+                    let earlier = before.as_ref().map(|(state, then)| (state, now - *then));
+                    let page = text(&state, earlier, &remote.url().to_string());
+                    before = Some((state, now));
+                    page
+                }
+                // It may come back, and whoever watches wants to see that.
+                Err(failure) => {
+                    before = None;
+                    unreachable_page(self.json, &failure)
+                }
+            };
+            match stdout().is_terminal() && !self.json {
+                true => show(&format!("\x1b[H\x1b[2J{page}"))?,
+                false if self.json => show(&page)?,
+                false => show(&format!("{page}\n"))?,
+            }
+            std::thread::sleep(WATCH);
+        }
+    }
+}
+
+/// A failure as a page; beside JSON it must not stand in the output.
+fn unreachable_page(json: bool, failure: &Failure) -> String {
+    match json {
+        true => {
+            eprintln!("{failure}");
+            String::new()
+        }
+        false => format!("{failure}\n"),
+    }
+}
+
+/// A state as text, with rates where it is known how it was a while ago.
+fn text(state: &Value, earlier: Option<(&Value, Duration)>, url: &str) -> String {
+    let mut page = String::new();
+    let number = |place: &str| state.pointer(place).and_then(Value::as_u64).unwrap_or(0);
+    let rate = |place: &str| {
+        let (earlier, elapsed) = earlier?;
+        let before = earlier.pointer(place).and_then(Value::as_u64)?;
+        Some(number(place).saturating_sub(before) as f64 / elapsed.as_secs_f64().max(1e-3))
+    };
+    let title = format!(
+        "{}, {}: {}, epoch {}.{}",
+        word(&state["model"]),
+        word(&state["numeric_class"]),
+        word(&state["state"]),
+        number("/epoch/term"),
+        number("/epoch/number")
+    );
+    let gap = WIDTH.saturating_sub(title.chars().count() + url.len()).max(2);
+    let _ = writeln!(page, "{title}{:gap$}{url}", "");
+    for missing in list(&state["missing"]) {
+        let _ = writeln!(page, "missing    {}", word(missing));
+    }
+    let _ = writeln!(
+        page,
+        "experts    {} of {} held, {} replicas; {} spare devices",
+        number("/experts/held"),
+        number("/experts/total"),
+        number("/experts/replicas"),
+        number("/experts/spares")
+    );
+    let tokens = match rate("/data/tokens") {
+        Some(rate) => format!("{rate:.0} tokens/s"),
+        None => format!("{} tokens so far", number("/data/tokens")),
+    };
+    let (running, waiting) = (number("/data/running"), number("/data/waiting"));
+    let _ = writeln!(page, "requests   {running} running, {waiting} waiting; {tokens}");
+    let (rows, batches) = match (rate("/data/rows"), rate("/data/batches")) {
+        (Some(rows), Some(batches)) => (rows, batches),
+        _ => (number("/data/rows") as f64, number("/data/batches") as f64),
+    };
+    let traffic = |way: &str| match rate(&format!("/data/{way}_bytes")) {
+        Some(rate) => format!("{}/s", bytes(rate as u64)),
+        None => bytes(number(&format!("/data/{way}_bytes"))),
+    };
+    let _ = writeln!(
+        page,
+        "trunk      {:.1} rows a batch; {} out to experts, {} back",
+        if batches > 0.0 { rows / batches } else { 0.0 },
+        traffic("dispatched"),
+        traffic("returned")
+    );
+    page += &nodes(state);
+    page += &loads(state, earlier.map(|(earlier, elapsed)| (&earlier["loads"], elapsed)));
+    page
+}
+
+fn nodes(state: &Value) -> String {
+    let mut nodes: Vec<&Value> = list(&state["nodes"]).iter().collect();
+    if nodes.is_empty() {
+        return "\nno node has joined\n".into();
+    }
+    // Those that need a look come first; the order is otherwise theirs.
+    nodes.sort_by_key(|node| word(&node["state"]) == "serving");
+    let mut rows = vec![row(&["NODE", "STATE", "DEVICES", "ACTORS", "MEMORY USED", "RTT", "ADDRESS"])];
+    for node in nodes.iter().take(NODES_MAX) {
+        let devices = list(&node["devices"]);
+        let sum = |key: &str| devices.iter().filter_map(|device| device[key].as_u64()).sum::<u64>();
+        let (used, all) = (sum("used_bytes"), sum("memory_bytes"));
+        let round_trip = node["round_trip_us"].as_f64();
+        rows.push(vec![
+            short(&word(&node["name"]), 16),
+            short(&word(&node["state"]), 10),
+            devices.len().to_string(),
+            sum("actors").to_string(),
+            format!("{} of {}", bytes(used), bytes(all)),
+            round_trip.map_or("-".into(), time),
+            short(&word(&node["address"]), 21),
+        ]);
+    }
+    let mut page = format!("\n{}", table(&rows, "llrrrrl"));
+    if let Some(more) = nodes.len().checked_sub(NODES_MAX).filter(|more| *more > 0) {
+        let sound = nodes[NODES_MAX..].iter().all(|node| word(&node["state"]) == "serving");
+        let sound = if sound { ", all serving" } else { "" };
+        let _ = writeln!(page, "and {more} nodes more{sound}; --json has them all");
+    }
+    page
+}
+
+/// The busiest experts.
+fn loads(state: &Value, earlier: Option<(&Value, Duration)>) -> String {
+    let all = list(&state["loads"]);
+    let who =
+        |load: &Value| ["layer", "expert", "replica", "shard"].map(|key| load[key].as_u64().unwrap_or(0));
+    let before: std::collections::HashMap<_, _> =
+        earlier.iter().flat_map(|(loads, _)| list(loads)).map(|load| (who(load), load)).collect();
+    let count = |load: &Value, key: &str| load[key].as_u64().unwrap_or(0);
+    let change = |load: &Value, key: &str| {
+        let was = before.get(&who(load)).map_or(0, |was| count(was, key));
+        count(load, key).saturating_sub(was)
+    };
+    let mut busiest: Vec<&Value> =
+        all.iter().filter(|load| change(load, "rows") + count(load, "queued") > 0).collect();
+    busiest.sort_by_key(|load| {
+        std::cmp::Reverse((count(load, "queued"), change(load, "busy_us"), change(load, "rows")))
+    });
+    if busiest.is_empty() {
+        return String::new();
+    }
+    let rows_title = if earlier.is_some() { "ROWS/S" } else { "ROWS" };
+    let mut rows = vec![row(&["BUSIEST EXPERT", "NODE", "DEVICE", rows_title, "QUEUED", "BUSY", "PER ROW"])];
+    for load in busiest.iter().take(LOADS_MAX) {
+        let (rows_moved, busy) = (change(load, "rows"), change(load, "busy_us") as f64);
+        let (rows_shown, busy_shown) = match earlier {
+            Some((_, elapsed)) => {
+                let seconds = elapsed.as_secs_f64().max(1e-3);
+                (format!("{:.0}", rows_moved as f64 / seconds), format!("{:.0}%", busy / seconds / 1e4))
+            }
+            None => (rows_moved.to_string(), time(busy)),
+        };
+        rows.push(vec![
+            actor(who(load)),
+            short(&node_name(state, &load["node"]), 16),
+            word(&load["device"]),
+            rows_shown,
+            count(load, "queued").to_string(),
+            busy_shown,
+            load["service_us"].as_f64().map_or("-".into(), time),
+        ]);
+    }
+    format!("\n{}", table(&rows, "llrrrrr"))
+}
+
+/// An actor for people: layer and expert, and replica and shard where there are several.
+pub(crate) fn actor([layer, expert, replica, shard]: [u64; 4]) -> String {
+    let mut name = format!("layer {layer} expert {expert}");
+    if replica > 0 {
+        let _ = write!(name, " replica {replica}");
+    }
+    if shard > 0 {
+        let _ = write!(name, " shard {shard}");
+    }
+    name
+}
+
+/// The name of a node of which the number is given, or what is given.
+pub(crate) fn node_name(state: &Value, node: &Value) -> String {
+    let named = list(&state["nodes"]).iter().find(|entry| entry["node"] == *node);
+    word(named.map_or(node, |entry| &entry["name"]))
+}
+
+/// The elements of a list; none, where there is no list.
+pub(crate) fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// A value as one word.
+pub(crate) fn word(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        // What comes from the network does not steer this terminal.
+        Value::String(text) => text.chars().filter(|c| !c.is_control()).collect(),
+        other => other.to_string(),
+    }
+}
+
+fn row(cells: &[&str]) -> Vec<String> {
+    cells.iter().map(ToString::to_string).collect()
+}
+
+/// The beginning of a text.
+fn short(text: &str, most: usize) -> String {
+    match text.chars().count() > most {
+        true => text.chars().take(most - 1).chain(['…']).collect(),
+        false => text.into(),
+    }
+}
+
+fn time(us: f64) -> String {
+    match us {
+        _ if us < 9.95 => format!("{us:.1} us"),
+        _ if us < 9_950.0 => format!("{us:.0} us"),
+        _ if us < 9_950_000.0 => format!("{:.0} ms", us / 1e3),
+        _ => format!("{:.0} s", us / 1e6),
+    }
+}
+
+/// Columns as wide as they need to be, `l`eft or `r`ight.
+pub(crate) fn table(rows: &[Vec<String>], sides: &str) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..sides.len()).map(width).collect();
+    let mut page = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for ((cell, width), side) in row.iter().zip(&widths).zip(sides.chars()) {
+            let _ = match side {
+                'r' => write!(line, "{cell:>width$}  "),
+                _ => write!(line, "{cell:<width$}  "),
+            };
+        }
+        let _ = writeln!(page, "{}", line.trim_end());
+    }
+    page
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use serde_json::json;
+
+    pub(crate) fn state() -> Value {
+        let device =
+            json!({"kind": "cpu", "memory_bytes": 4u64 << 30, "used_bytes": 1u64 << 30, "actors": 32});
+        let node = |name: &str, number: u32, state: &str| {
+            json!({"name": name, "node": number, "address": "127.0.0.1:40001", "state": state,
+                "devices": [device, device], "labels": {"rack": "r1"}, "round_trip_us": 87.4})
+        };
+        let load = |expert: u32, replica: u32, node: u32, queued: u32| {
+            json!({"layer": 1, "expert": expert, "replica": replica, "shard": 0, "node": node, "device": 1,
+                "rows": 100 + expert, "queued": queued, "busy_us": 5000, "service_us": 41.7})
+        };
+        json!({
+            "model": "demo-model", "numeric_class": "portable", "epoch": {"term": 3, "number": 17},
+            "state": "waiting", "missing": ["1 of 64 experts has no holder"],
+            "nodes": [node("a", 0, "serving"), node("b\u{1b}[2J", 1, "draining")],
+            "experts": {"total": 64, "held": 63, "replicas": 80, "spares": 2},
+            "loads": [load(4, 0, 0, 0), load(5, 0, 1, 7), load(6, 1, 0, 0)],
+            "data": {"running": 3, "waiting": 1, "tokens": 1200, "batches": 100, "rows": 340,
+                "dispatched_frames": 10, "dispatched_bytes": 12_000_000, "returned_frames": 9,
+                "returned_bytes": 11_000_000},
+        })
+    }
+
+    #[test]
+    fn the_state_is_seen_at_one_look() {
+        let page = text(&state(), None, "http://127.0.0.1:8080");
+        let expected = "\
+demo-model, portable: waiting, epoch 3.17                  http://127.0.0.1:8080
+missing    1 of 64 experts has no holder
+experts    63 of 64 held, 80 replicas; 2 spare devices
+requests   3 running, 1 waiting; 1200 tokens so far
+trunk      3.4 rows a batch; 12.0 MB out to experts, 11.0 MB back
+
+NODE  STATE     DEVICES  ACTORS       MEMORY USED    RTT  ADDRESS
+b[2J  draining        2      64  2.1 GB of 8.6 GB  87 us  127.0.0.1:40001
+a     serving         2      64  2.1 GB of 8.6 GB  87 us  127.0.0.1:40001
+
+BUSIEST EXPERT              NODE  DEVICE  ROWS  QUEUED     BUSY  PER ROW
+layer 1 expert 5            b[2J       1   105       7  5000 us    42 us
+layer 1 expert 6 replica 1  a          1   106       0  5000 us    42 us
+layer 1 expert 4            a          1   104       0  5000 us    42 us
+";
+        assert_eq!(page, expected);
+        assert!(page.lines().all(|line| line.chars().count() <= WIDTH));
+    }
+
+    /// A count alone says little; how it changes says a lot.
+    #[test]
+    fn watched_counts_become_rates() {
+        let (before, mut now) = (state(), state());
+        now["data"]["tokens"] = json!(1500);
+        now["data"]["rows"] = json!(440);
+        now["data"]["batches"] = json!(120);
+        now["loads"][0]["rows"] = json!(304);
+        now["loads"][0]["busy_us"] = json!(505_000);
+        let page = text(&now, Some((&before, Duration::from_secs(2))), "http://x:1");
+        assert!(page.contains("150 tokens/s") && page.contains("5.0 rows a batch"), "{page}");
+        let row = page.lines().find(|line| line.starts_with("layer 1 expert 4 ")).unwrap();
+        assert!(row.contains(" 100 ") && row.contains(" 25% "), "{page}");
+    }
+
+    /// A cluster of many nodes does not scroll away what matters, and an empty one says so.
+    #[test]
+    fn many_nodes_are_summed_up_and_none_is_said() {
+        let mut many = state();
+        let mut nodes = vec![many["nodes"][0].clone(); 487];
+        nodes.push(many["nodes"][1].clone());
+        many["nodes"] = json!(nodes);
+        let page = text(&many, None, "x");
+        assert!(page.lines().count() < 40 && page.contains("and 472 nodes more, all serving"), "{page}");
+        assert!(page.find("draining") < page.find("serving  "), "{page}");
+        let page = text(&json!({"state": "loading", "model": "m"}), None, "x");
+        assert!(page.contains("no node has joined") && page.contains("0 of 0 held"), "{page}");
+    }
+}

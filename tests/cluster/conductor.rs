@@ -1,0 +1,241 @@
+//! A cluster in this process, put together by hand: nodes over a carrier, the data actor, and a placement of the
+//! test's choice. What the control plane would decide, the test decides.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::{Actor, Addr};
+use coordinator::data::actor::{DataActor, DataLink, Observation, Opened, Published, Submit};
+use coordinator::data::ids::LinkId;
+use coordinator::data::request::{Event, Submission};
+use coordinator::data::start::{DataSettings, data_actor, room};
+use coordinator::generation::{FinishReason, Generation, Request, Token};
+use coordinator::placement::{NodeId, Placement, Replica, Seat};
+use model::kernel::Kernels;
+use model::load::{self, Opened as Checkpoint, Progress};
+use model::pool::Pool;
+use model::text::StopStream;
+use model::trunk::Trunk;
+use node::settings::{BATCH_ROWS_MAX, LEAVE_MAX};
+use node::source::OwnCopy;
+use node::{CoordinatorAddress, NodeHandle, Runtime, RuntimeSettings};
+use tokio::sync::mpsc;
+use transport::Limits;
+use transport::buffer::Pool as Buffers;
+use transport::carrier::memory::MemoryCarrier;
+use transport::carrier::tcp::{Plaintext, Protection, TcpCarrier};
+use transport::carrier::{Acceptor, Carrier};
+use transport::link::Local;
+use transport::peer::{Endpoint, Listener, Notice, Notices, Peer};
+use transport::security::{ClusterId, PeerName, Role};
+use transport::wire::cluster::{Assignment, Cluster, Epoch, Hold, Joined, ToCoordinator, ToNode};
+use transport::wire::control::NumericIdentity;
+
+const CLUSTER: ClusterId = ClusterId([3; 16]);
+
+/// Over which carrier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Over {
+    Memory,
+    Tcp,
+}
+
+/// How experts are placed: expert and node count to the nodes of its replicas.
+pub(crate) type Place = fn(layer: u32, expert: u32, nodes: u32) -> Vec<u32>;
+
+/// A cluster that serves.
+pub(crate) struct Conductor {
+    pub(crate) data: Addr<DataActor>,
+    pub(crate) nodes: Vec<NodeHandle>,
+    pub(crate) observed: mpsc::UnboundedReceiver<Observation>,
+    _runtime: Runtime,
+    _notices: Vec<Notices>,
+}
+
+fn local(role: Role, name: &str, kernels: Kernels) -> Local {
+    Local {
+        peer: PeerName { cluster: CLUSTER, role, name: name.to_owned() },
+        program: "test".to_owned(),
+        incarnation: 1,
+        numeric: Some(numeric(kernels)),
+        row_bytes: 0,
+        mixed_classes: false,
+    }
+}
+
+fn numeric(kernels: Kernels) -> NumericIdentity {
+    NumericIdentity { class: kernels.class().to_string(), fingerprint: [1; 32] }
+}
+
+impl Conductor {
+    /// Starts everything, within a system of actix.
+    pub(crate) async fn start(
+        opened: &Arc<Checkpoint>,
+        config: &[u8],
+        kernels: Kernels,
+        over: Over,
+        nodes: u32,
+        settings: DataSettings,
+        place: Place,
+    ) -> Self {
+        let pool = Arc::new(Pool::new(2, None));
+        let runtime_settings = RuntimeSettings {
+            kernels,
+            pool: Arc::clone(&pool),
+            arbiters: 1,
+            spin: Duration::ZERO,
+            on_busy: None,
+        };
+        let runtime = Runtime::start(runtime_settings).unwrap();
+        let buffers = Buffers::new(1 << 30);
+        let (carrier, acceptor) = carrier(over, &buffers).await;
+        let endpoint =
+            Endpoint::new(local(Role::Coordinator, "front", kernels), Limits::default(), buffers).unwrap();
+        let mut listener = endpoint.listen(acceptor);
+        let address = CoordinatorAddress { carrier, address: listener.address().to_owned() };
+        let handles = (0..nodes).map(|n| start_node(&runtime, opened, kernels, n, address.clone())).collect();
+
+        let request = load::Request {
+            kernels,
+            threads: 1,
+            trunk: true,
+            experts: &[],
+            digests: false,
+            known: &Default::default(),
+        };
+        let loaded = load::load(opened, &request, &Progress::default()).unwrap();
+        let trunk = Trunk::new(Arc::clone(&opened.spec), kernels, loaded.trunk.unwrap());
+        let (observe, observed) = mpsc::unbounded_channel();
+        let data = data_actor(trunk, pool, &settings, observe).unwrap().start();
+
+        let placement = placement(opened, nodes, place);
+        let mut notices = Vec::new();
+        for link in 0..nodes {
+            notices.push(take_in(&mut listener, &data, config, &placement, LinkId(link)).await);
+        }
+        data.send(Published(Arc::new(placement))).await.unwrap();
+        Self { data, nodes: handles, observed, _runtime: runtime, _notices: notices }
+    }
+
+    /// Asks, and waits for the whole answer.
+    pub(crate) async fn ask(&self, request: Request) -> (Vec<Token>, Option<FinishReason>) {
+        let (events, mut heard) = mpsc::channel(Submission::events_max(request.tokens_max));
+        let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let submission = Submission { generation, deadline, within_ms: 60_000, events };
+        self.data.send(Submit(submission)).await.unwrap();
+        let mut tokens = Vec::new();
+        while let Some(event) = heard.recv().await {
+            match event {
+                Event::Step { token, .. } => tokens.extend(token),
+                Event::End(reason) => return (tokens, Some(reason)),
+                Event::Failed(why) => panic!("{why}"),
+            }
+        }
+        (tokens, None)
+    }
+}
+
+async fn carrier(over: Over, buffers: &Buffers) -> (Arc<dyn Carrier>, Box<dyn Acceptor>) {
+    match over {
+        Over::Memory => {
+            let carrier = MemoryCarrier::default();
+            let acceptor = carrier.listen("front").unwrap();
+            (Arc::new(carrier), Box::new(acceptor))
+        }
+        Over::Tcp => {
+            let plain = || Protection::Plaintext(Plaintext::Loopback);
+            let carrier = TcpCarrier::new(plain(), buffers.clone());
+            let acceptor = carrier.listen("127.0.0.1:0").await.unwrap();
+            (Arc::new(carrier), Box::new(acceptor))
+        }
+    }
+}
+
+fn start_node(
+    runtime: &Runtime,
+    opened: &Arc<Checkpoint>,
+    kernels: Kernels,
+    number: u32,
+    coordinator: CoordinatorAddress,
+) -> NodeHandle {
+    let settings = node::Settings {
+        name: format!("n{number}"),
+        cluster: CLUSTER,
+        incarnation: 1,
+        numeric: numeric(kernels),
+        labels: Vec::new(),
+        devices: vec![1 << 30; 2],
+        coordinators: vec![coordinator],
+        own_copy: Some(Arc::new(OwnCopy::new(Arc::clone(opened), None))),
+        experts_folder: None,
+        limits: Limits::default(),
+        buffers: Buffers::new(1 << 30),
+        batch_rows_max: BATCH_ROWS_MAX,
+        leave_max: LEAVE_MAX,
+        links: None,
+    };
+    node::start(runtime, settings).unwrap()
+}
+
+fn placement(opened: &Checkpoint, nodes: u32, place: Place) -> Placement {
+    let mut layers = BTreeMap::new();
+    for id in opened.experts() {
+        let seats = place(id.layer, id.expert, nodes);
+        let replicas = (0..).zip(seats).map(|(number, node)| {
+            let device = (id.expert % 2) as u16;
+            Replica { number, seats: vec![Seat { node: NodeId(node), device }] }
+        });
+        let experts: &mut Vec<Vec<Replica>> = layers.entry(id.layer).or_default();
+        experts.push(replicas.collect());
+    }
+    Placement { epoch: Epoch { term: 1, number: 1 }, layers }
+}
+
+/// Lets the next node join, has it hold its part, and gives its link to the data actor.
+async fn take_in(
+    listener: &mut Listener,
+    data: &Addr<DataActor>,
+    config: &[u8],
+    placement: &Placement,
+    link: LinkId,
+) -> Notices {
+    let opened = listener.next_link().await;
+    let (peer, mut notices) = (opened.peer, opened.notices);
+    let name = peer.hello().peer.name.clone();
+    let node: u32 = name.trim_start_matches('n').parse().unwrap();
+    let ToCoordinator::Join(join) = said(&mut notices).await else { panic!("a node joins first") };
+    assert_eq!(join.devices.len(), 2);
+    tell(&peer, ToNode::Joined(Joined { node, term: 1, config: config.to_vec(), shards: 1 }));
+    let actors = placement.actors().filter(|(_, seat)| seat.node.0 == node);
+    let actors = actors.map(|(actor, seat)| Assignment { actor, device: seat.device, digest: None });
+    tell(&peer, ToNode::Hold(Hold { epoch: placement.epoch, actors: actors.collect() }));
+    loop {
+        match said(&mut notices).await {
+            ToCoordinator::Holding(holding) => {
+                assert_eq!(holding.failed, []);
+                break;
+            }
+            ToCoordinator::Progress(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let (room, keep) = room(&peer, &Limits::default());
+    let opened = DataLink { link, node: NodeId(node), peer, inlet: opened.data, room, keep };
+    data.send(Opened(Box::new(opened))).await.unwrap();
+    notices
+}
+
+fn tell(peer: &Peer, message: ToNode) {
+    peer.tell(Cluster::ToNode(message)).unwrap();
+}
+
+async fn said(notices: &mut Notices) -> ToCoordinator {
+    loop {
+        match notices.next().await.expect("the link stands") {
+            Notice::Told(Cluster::ToCoordinator(said)) => return said,
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The plain loop: what every cluster must answer, token by token and probability by probability.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use coordinator::generation::{FinishReason, Generation, Request, Token};
+use model::experts::LocalExperts;
+use model::kernel::Kernels;
+use model::kv::{KvCache, Sequence};
+use model::load::{self, Opened, Progress};
+use model::plain::{Run, Unobserved, step};
+use model::pool::Pool;
+use model::sampler::{Sampling, SamplingFields};
+use model::text::StopStream;
+use model::trunk::{Trunk, Workspace};
+
+/// One model in this process.
+pub(crate) struct Oracle {
+    pub(crate) opened: Arc<Opened>,
+    pub(crate) config: Vec<u8>,
+    pub(crate) kernels: Kernels,
+    trunk: Trunk,
+    experts: LocalExperts,
+    pool: Arc<Pool>,
+    cache: KvCache,
+    work: Workspace,
+}
+
+pub(crate) fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+impl Oracle {
+    pub(crate) fn new(dir: &Path, kernels: Kernels) -> Self {
+        let opened = Arc::new(Opened::open(dir).unwrap());
+        let config = std::fs::read(dir.join("config.json")).unwrap();
+        let ids = opened.experts();
+        let known = Default::default();
+        let request =
+            load::Request { kernels, threads: 1, trunk: true, experts: &ids, digests: false, known: &known };
+        let loaded = load::load(&opened, &request, &Progress::default()).unwrap();
+        let pool = Arc::new(Pool::new(1, None));
+        Self {
+            trunk: Trunk::new(Arc::clone(&opened.spec), kernels, loaded.trunk.unwrap()),
+            experts: LocalExperts::new(kernels, Arc::clone(&pool), loaded.experts),
+            cache: KvCache::new(&opened.spec, kernels.class().row_type(), 64 << 20),
+            work: Workspace::new(kernels),
+            opened,
+            config,
+            kernels,
+            pool,
+        }
+    }
+
+    /// Runs a request to its end, alone.
+    pub(crate) fn answer(&mut self, request: Request) -> (Vec<Token>, Option<FinishReason>) {
+        let mut generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
+        let mut sequence = Sequence::default();
+        let (mut tokens, mut logits) = (Vec::new(), Vec::new());
+        while generation.finish_reason().is_none() {
+            let next = generation.next_tokens().to_vec();
+            let mut runs = [Run { sequence: &mut sequence, tokens: &next }];
+            let Self { trunk, pool, work, cache, experts, .. } = self;
+            step(trunk, pool, work, cache, &mut runs, experts, &mut Unobserved).unwrap();
+            let last = next.len() - 1;
+            trunk.logits(pool, work, &[last], &mut logits);
+            tokens.extend(generation.handle_logits(&logits).unwrap().token);
+        }
+        self.cache.release(sequence);
+        (tokens, generation.finish_reason())
+    }
+
+    /// A request of random tokens. Every other one samples; the probabilities of five alternatives come with
+    /// each token, so that equal answers mean equal logits.
+    pub(crate) fn request(&self, random: &mut Random, prompt: usize, tokens_max: usize) -> Request {
+        let vocab = self.opened.spec.vocab;
+        let seed = random.below(1000) as u64;
+        let temperature = if seed.is_multiple_of(2) { 0.0 } else { 0.9 };
+        Request {
+            prompt: (0..prompt).map(|_| random.below(vocab) as u32).collect(),
+            sampling: Sampling::new(SamplingFields { temperature, seed, top_p: 0.95, ..fields() }).unwrap(),
+            tokens_max,
+            end_ids: Vec::new(),
+            logprobs: Some(5),
+        }
+    }
+}
+
+fn fields() -> SamplingFields {
+    Sampling::greedy().fields().clone()
+}
+
+/// Random numbers that a seed repeats.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        ((self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % limit as u64) as usize
+    }
+}

@@ -1,0 +1,230 @@
+//! The command line as a client: `generate --cluster` beside `generate`, `status`, `placement`, and servers that are
+//! not there, not ours, not ready, or gone in the middle.
+
+mod program;
+#[path = "../coordinator/tests/server/mod.rs"]
+mod server;
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::process::{Output, Stdio};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use coordinator::api::State;
+use program::{command, fixture, phalanx};
+use serde_json::{Value, json};
+use server::Server;
+
+fn shown(output: &Output) -> String {
+    format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn stdout(arguments: &[&str]) -> String {
+    let output = phalanx(arguments);
+    assert!(output.status.success(), "{arguments:?}\n{}", shown(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs the program, which must refuse in one message that has all of `says`.
+fn refuse(says: &[&str], arguments: &[&str]) -> Output {
+    let output = phalanx(arguments);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}\n{}", shown(&output));
+    assert!(says.iter().all(|say| message.contains(say)), "{says:?} of {arguments:?}\n{message}");
+    assert_eq!(message.lines().filter(|line| line.starts_with("error:")).count(), 1, "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    output
+}
+
+/// A cluster's answer is this process's, to the letter but for the times.
+#[test]
+fn generate_by_a_cluster_is_generate() {
+    let server = Server::start();
+    let url = server.url();
+    for arguments in [
+        &["--chat", "sort 7315="][..],
+        &["--chat", "day Fri+3=", "--system", "x", "--max-tokens", "9", "--ignore-eos"],
+        &["--prompt", "rev ab", "--temperature", "2.5", "--seed", "7", "--max-tokens", "40", "--top-k", "50"],
+        &[
+            "--prompt",
+            "x",
+            "--temperature",
+            "9",
+            "--stop",
+            "e",
+            "--stop",
+            "1",
+            "--top-p",
+            "0.9",
+            "--min-p",
+            "0.01",
+        ],
+        &[
+            "--tokens",
+            "120,61",
+            "--temperature",
+            "1.5",
+            "--repetition-penalty",
+            "1.2",
+            "--presence-penalty",
+            "0.5",
+        ],
+        &["--prompt", "é", "--temperature", "3", "--ignore-eos", "--max-tokens", "600"],
+    ] {
+        let here = ["generate", "--numeric-class", "portable"];
+        let there = ["generate", "--cluster", &url];
+        let text = [&here, arguments].concat();
+        assert_eq!(stdout(&[&there, arguments].concat()), stdout(&text), "{arguments:?}");
+        let json = |fixed: &[&str]| {
+            let text = stdout(&[fixed, arguments, &["--json", "--top-logprobs", "3"]].concat());
+            let mut value: Value = serde_json::from_str(&text).unwrap();
+            let timing = value["timing"].take();
+            assert!(timing["load_s"].is_number() && timing["decode_tokens_per_s"].is_number(), "{timing}");
+            value
+        };
+        let (there, here) = (json(&there), json(&here));
+        assert_eq!(there, here, "{arguments:?}");
+        let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(keys(&there), keys(&here));
+    }
+    assert_eq!(server.cancelled(), 0);
+}
+
+#[test]
+fn what_the_cluster_refuses_is_said() {
+    let server = Server::start();
+    let url = server.url();
+    let mixtral = fixture("mixtral");
+    let mixtral = mixtral.to_str().unwrap();
+    let ask = |says: &[&str], more: &[&str]| {
+        refuse(says, &[&["generate", "--cluster", &url], more].concat());
+    };
+    ask(&["empty"], &["--prompt", ""]);
+    ask(&["99999", "264 tokens"], &["--tokens", "5,99999"]);
+    ask(&["600 positions", "context is 512"], &["--tokens", &["65"; 600].join(",")]);
+    ask(&["temperature is -1"], &["--prompt", "x", "--temperature", "-1"]);
+    ask(&["--max-tokens 0"], &["--prompt", "x", "--max-tokens", "0"]);
+    ask(&["not the model", "demo"], &["--prompt", "x", "--model", mixtral]);
+    server.set_busy(true);
+    ask(&["7 requests wait already"], &["--prompt", "x"]);
+    server.set_busy(false);
+    let output = phalanx(&["generate", "--cluster", &url, "--prompt", "x", "--threads", "2"]);
+    assert_eq!(output.status.code(), Some(2), "compute is the cluster's: {}", shown(&output));
+}
+
+/// A cluster that is still loading is waited for, and it is said what for; not for ever.
+#[test]
+fn a_cluster_that_loads_is_waited_for() {
+    let server = Server::start();
+    let url = server.url();
+    server.set_state(State::Loading, "12 of 64 experts have no holder; nodes: 2");
+    refuse(
+        &["waiting for the cluster", "still loading after 0 s", "12 of 64 experts"],
+        &["generate", "--cluster", &url, "--prompt", "x", "--wait", "0.3"],
+    );
+    let child = command(&["generate", "--cluster", &url, "--chat", "sort 7315="])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    server.set_state(State::Serving, "");
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stdout == b"1357;\n", "{}", shown(&output));
+    server.set_state(State::Stopping, "");
+    refuse(&["stopping"], &["generate", "--cluster", &url, "--prompt", "x"]);
+}
+
+/// A server of a few words: each connection gets the next answer, whatever it asks.
+fn actor(answers: Vec<String>) -> (String, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let thread = std::thread::spawn(move || {
+        for answer in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 65536]);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    (url, thread)
+}
+
+fn ok(body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
+}
+
+#[test]
+fn servers_that_are_not_ours_are_named() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = format!("http://{closed}");
+    for one in ["status", "placement"] {
+        refuse(&["nothing listens at", "phalanx serve"], &[one, "--cluster", &closed]);
+    }
+    let prompt = |url: &str, says: &[&str]| refuse(says, &["generate", "--cluster", url, "--prompt", "x"]);
+    prompt(&closed, &["nothing listens at", &closed]);
+    prompt("https://127.0.0.1:1", &["https://", "tunnel"]);
+    prompt("ftp://x", &["not the URL of a coordinator"]);
+    for answer in [ok("<html>hello</html>"), ok("{\"status\": 7}"), "SSH-2.0-OpenSSH_9\r\n".into(), ok("[]")]
+    {
+        let (url, thread) = actor(vec![answer.clone()]);
+        let output = phalanx(&["generate", "--cluster", &url, "--prompt", "x"]);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(message.contains("is no phalanx coordinator"), "{answer}: {message}");
+        thread.join().unwrap();
+    }
+}
+
+/// Half an answer is not an answer: what came is shown, and the exit code says that it is not all.
+#[test]
+fn a_stream_that_is_cut_is_not_an_answer() {
+    let health = ok(&json!({"status": "serving", "missing": [], "model": "m", "numeric_class": "portable",
+        "config_digest": "00", "has_tokenizer": true, "max_new_tokens": null})
+    .to_string());
+    let chunk = |text: &str, finish: Value| {
+        let body =
+            json!({"choices": [{"text": text, "finish_reason": finish}], "phalanx": {"token_ids": [65]}});
+        format!("data: {body}\n\n")
+    };
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    let piece = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+    let begun = format!("{head}{}{}", piece(&chunk("Hel", Value::Null)), piece(&chunk("lo", Value::Null)));
+    let failed = "data: {\"error\":{\"message\":\"expert 7 of layer 3 is lost\"}}\n\n";
+    for (stream, says) in [
+        (begun.clone(), "was cut before the answer was complete"),
+        (format!("{begun}0\r\n\r\n"), "was cut before the answer was complete"),
+        (format!("{begun}{}0\r\n\r\n", piece(failed)), "expert 7 of layer 3 is lost"),
+        (format!("{begun}{}0\r\n\r\n", piece("data: [DONE]\n\n")), "without a reason"),
+        (format!("{begun}{}0\r\n\r\n", piece("data: {{{\n\n")), "is no answer"),
+    ] {
+        let (url, thread) = actor(vec![health.clone(), stream]);
+        let output = refuse(&["after 2 tokens", says], &["generate", "--cluster", &url, "--prompt", "x"]);
+        assert_eq!(output.stdout, b"Hello\n");
+        thread.join().unwrap();
+    }
+    let whole = format!("{begun}{}{}", piece(&chunk("!", json!("stop"))), piece("data: [DONE]\n\n"));
+    let (url, thread) = actor(vec![health, whole]);
+    assert_eq!(stdout(&["generate", "--cluster", &url, "--prompt", "x"]), "Hello!\n");
+    thread.join().unwrap();
+}
+
+#[test]
+fn status_and_placement_show_the_cluster() {
+    let state = json!({"model": "m", "numeric_class": "portable", "epoch": {"term": 1, "number": 2},
+        "state": "serving", "missing": [], "nodes": [{"name": "a", "node": 0, "address": "127.0.0.1:1",
+        "state": "serving", "devices": [], "labels": {}, "round_trip_us": 80}],
+        "experts": {"total": 1, "held": 1, "replicas": 1, "spares": 0},
+        "loads": [{"layer": 1, "expert": 0, "replica": 0, "shard": 0, "node": 0, "device": 0, "rows": 5,
+        "queued": 0, "busy_us": 9, "service_us": 1.5}], "data": {"running": 0, "tokens": 12}});
+    let (url, thread) = actor(vec![ok(&state.to_string()); 4]);
+    let text = stdout(&["status", "--cluster", &url]);
+    assert!(text.contains("m, portable: serving, epoch 1.2") && text.contains("1 of 1 held"), "{text}");
+    let json: Value = serde_json::from_str(&stdout(&["status", "--cluster", &url, "--json"])).unwrap();
+    assert_eq!(json, state);
+    let text = stdout(&["placement", "--cluster", &url]);
+    assert!(text.contains("a device 0\n    layer 1: 0\n"), "{text}");
+    let json: Value = serde_json::from_str(&stdout(&["placement", "--cluster", &url, "--json"])).unwrap();
+    assert_eq!(json["actors"][0]["node_name"], "a");
+    thread.join().unwrap();
+}
