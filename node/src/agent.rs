@@ -27,6 +27,7 @@ use transport::wire::control::{CloseReason, words};
 use crate::batcher::LinkId;
 use crate::device::Device;
 use crate::expert::{Fall, LinkEnded};
+use crate::fetch::{Asks, Fetcher};
 use crate::handle::{Command, NodeStatus};
 use crate::holdings::{Action, Holdings};
 use crate::loader::{Errand, Loaded, Loader};
@@ -35,7 +36,6 @@ use crate::receive::Floor;
 use crate::returns::RowShape;
 use crate::session::{Linked, Over, Told, Unlinked};
 use crate::settings::Settings;
-use crate::fetch::{Asks, Fetcher};
 use crate::source::Source;
 use crate::supervisor::{ActorFell, DeviceSupervisor, Remove, Take};
 
@@ -391,7 +391,6 @@ impl Handler<Told> for Agent {
             ToNode::Hold(hold) => self.hold(link, hold),
             // The session says why; the coordinator closes the link.
             ToNode::NotJoined { .. } => {}
-            // Nothing is asked for over the weights lane yet.
             ToNode::NotServed { ask, why } => self.asks.handle_not_served(link, ask, why),
         }
         self.carry_out(context);

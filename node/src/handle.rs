@@ -13,8 +13,8 @@ use transport::wire::cluster::{ActorId, Load};
 use crate::agent::{Agent, Parts};
 use crate::device::{CpuDevice, Device};
 use crate::directory::Directory;
-use crate::fetch::Asks;
 use crate::expert::Fall;
+use crate::fetch::Asks;
 use crate::post::post;
 use crate::receive::Floor;
 use crate::runtime::Runtime;
@@ -105,8 +105,13 @@ pub fn start(runtime: &Runtime, settings: Settings) -> Result<NodeHandle, StartE
             let devices = devices.collect();
             let agent = context.address();
             let asks = Arc::new(Asks::default());
-            let sessions =
-                Rc::new(Sessions { endpoint, agent, floor: Rc::clone(&floor), asks: Arc::clone(&asks), is_last });
+            let sessions = Rc::new(Sessions {
+                endpoint,
+                agent,
+                floor: Rc::clone(&floor),
+                asks: Arc::clone(&asks),
+                is_last,
+            });
             for coordinator in settings.coordinators.clone() {
                 actix::spawn(Rc::clone(&sessions).keep(coordinator));
             }

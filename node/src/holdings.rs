@@ -126,7 +126,8 @@ impl Holdings {
             self.orders.clear();
         }
         let actors = hold.actors.into_iter().map(|assignment| (assignment.actor, assignment)).collect();
-        self.orders.insert(from.to_owned(), Order { epoch: hold.epoch, actors, is_answered: false, progress: None });
+        self.orders
+            .insert(from.to_owned(), Order { epoch: hold.epoch, actors, is_answered: false, progress: None });
         self.reconcile();
         self.answer();
     }
