@@ -391,7 +391,6 @@ impl Handler<Told> for Agent {
             ToNode::Hold(hold) => self.hold(link, hold),
             // The session says why; the coordinator closes the link.
             ToNode::NotJoined { .. } => {}
-            // Nothing is asked for over the weights lane yet.
             ToNode::NotServed { ask, why } => self.asks.handle_not_served(link, ask, why),
         }
         self.carry_out(context);

@@ -13,6 +13,9 @@ use transport::wire::cluster::{ActorId, Assignment, Epoch, Fallen, Hold, Holding
 /// How the answer to an order of a term that is over begins.
 pub const STALE: &str = "stale";
 
+/// How often progress is said while an order is carried out: of a thousand actors not for each.
+const PROGRESS_STEPS: usize = 64;
+
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
@@ -58,6 +61,8 @@ struct Order {
     actors: BTreeMap<ActorId, Assignment>,
     /// It has been answered with `Holding`.
     is_answered: bool,
+    /// Actors that stood or had failed when progress was last said.
+    progress: Option<usize>,
 }
 
 /// All of it.
@@ -121,7 +126,8 @@ impl Holdings {
             self.orders.clear();
         }
         let actors = hold.actors.into_iter().map(|assignment| (assignment.actor, assignment)).collect();
-        self.orders.insert(from.to_owned(), Order { epoch: hold.epoch, actors, is_answered: false });
+        self.orders
+            .insert(from.to_owned(), Order { epoch: hold.epoch, actors, is_answered: false, progress: None });
         self.reconcile();
         self.answer();
     }
@@ -214,13 +220,16 @@ impl Holdings {
                     _ => {}
                 }
             }
-            let (epoch, all) = (order.epoch, order.actors.len());
-            let what = if standing + failed.len() == all {
+            let (epoch, all, done) = (order.epoch, order.actors.len(), standing + failed.len());
+            let what = if done == all {
                 order.is_answered = true;
                 ToCoordinator::Holding(Holding { epoch, failed })
-            } else {
+            } else if order.progress.is_none_or(|said| done >= said + (all / PROGRESS_STEPS).max(1)) {
+                order.progress = Some(done);
                 let (actors, actors_all) = (count(standing), count(all));
                 ToCoordinator::Progress(Progress { epoch, actors, actors_all, bytes: loaded })
+            } else {
+                continue;
             };
             answers.push((from.clone(), what));
         }

@@ -103,7 +103,7 @@ impl Sessions {
             };
             if why != said && !*is_last.borrow() {
                 let address = &coordinator.address;
-                tracing::warn!(%address, %why, "no coordinator there, dialling again every {PAUSE_MAX:?}");
+                tracing::warn!(%address, %why, "no coordinator there, dialling again");
                 said = why;
             }
             tokio::select! {
