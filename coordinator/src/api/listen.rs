@@ -82,6 +82,8 @@ pub fn check_address(address: SocketAddr, is_allowed: bool, flag: &'static str) 
 }
 
 /// Serves until `stop`, then lets what runs end within [`Limits::stop_within`] and cuts the rest.
+///
+/// Best in a runtime of its own: reading bodies and making text ids should not share a thread with the data plane.
 pub async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Output = ()>) {
     let limits = *app.limits();
     let router = router(app);
