@@ -9,12 +9,12 @@
 //! claimed before the last blocks of this one, so that prefetching runs on across tiles and tasks.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::block::{Ahead, Block, STEP};
 use super::finish::{Sums, finish};
-use super::gemm::Task;
-use super::matrix::{Element, PANEL};
+use super::gemm::{Job, Task, Then};
+use super::matrix::{Element, Matrix, PANEL};
 use super::path::{Mode, Plan, TILE_PANELS_MAX};
 use super::rows::RowsRef;
 use super::{Kernels, Region, math};
@@ -39,6 +39,8 @@ struct Share {
     units: usize,
     /// Runs of rows.
     runs: usize,
+    /// Units that are not finished.
+    left: AtomicUsize,
 }
 
 /// A piece of a task that one thread computes.
@@ -52,7 +54,10 @@ struct Tile {
 }
 
 /// Tasks that all threads may read: each writes only the tiles it has claimed.
-struct Shared<'a, 'b>(&'a [Task<'b>]);
+struct Shared<'a, 'b> {
+    tasks: &'a [Task<'b>],
+    then: &'a [Then<'b>],
+}
 // SAFETY: matrices and inputs are only read; sinks are written by whoever claimed a tile, and no tile is claimed twice.
 unsafe impl Sync for Shared<'_, '_> {}
 
@@ -61,28 +66,38 @@ thread_local! {
     static SCRATCH: Scratch = Scratch::new();
 }
 
-pub(super) fn drive(kernels: Kernels, pool: &Pool, tasks: &[Task<'_>]) {
+pub(super) fn drive(kernels: Kernels, pool: &Pool, tasks: &[Task<'_>], then: &[Then<'_>]) {
     let mut shares = SHARES.take();
     shares.clear();
     let mut total = 0;
     let mut work = 0;
-    for task in tasks {
-        let shape = task.weights.shape();
-        let bf16_rows = matches!(task.input, RowsRef::Bf16 { .. });
-        let runs = task.rows.div_ceil(TILE_ROWS_MAX);
+    let mut add = |weights: &Matrix, rows: usize, bf16_rows: bool| {
+        let shape = weights.shape();
+        let runs = rows.div_ceil(TILE_ROWS_MAX);
         let mode = Plan::mode(kernels, bf16_rows, shape.element == Element::Bf16);
-        let plan = Plan::new(kernels, mode, task.rows.div_ceil(runs.max(1)), shape.k);
+        let plan = Plan::new(kernels, mode, rows.div_ceil(runs.max(1)), shape.k);
         let units = shape.panels().div_ceil(2);
-        shares.push(Share { plan, first: total, units, runs });
+        shares.push(Share { plan, first: total, units, runs, left: AtomicUsize::new(units * runs) });
         total += units * runs;
-        work += shape.bytes() * task.rows.div_ceil(8);
+        work += shape.bytes() * rows.div_ceil(8);
+        total
+    };
+    let mut firsts = 0;
+    for task in tasks {
+        firsts = add(task.weights, task.rows, matches!(task.input, RowsRef::Bf16 { .. }));
+    }
+    for (task, then) in tasks.iter().zip(then) {
+        add(then.weights, task.rows, task.sink.rounds());
     }
     let claims = Claims {
-        tasks: Shared(tasks),
+        work: Shared { tasks, then },
         shares: &shares,
+        // With one task the second product has to wait for all of the first, which should end on all threads at once.
+        firsts: if tasks.len() == 1 { firsts } else { total },
         total,
         threads: pool.threads(),
         next: AtomicUsize::new(0),
+        failed: AtomicBool::new(false),
     };
     let compute =
         |_| SCRATCH.with(|scratch| Thread { kernels, claims: &claims, scratch, rows_held: None }.run());
@@ -95,11 +110,14 @@ pub(super) fn drive(kernels: Kernels, pool: &Pool, tasks: &[Task<'_>]) {
 }
 
 struct Claims<'a, 'b> {
-    tasks: Shared<'a, 'b>,
+    work: Shared<'a, 'b>,
     shares: &'a [Share],
+    firsts: usize,
     total: usize,
     threads: usize,
     next: AtomicUsize,
+    /// A thread has panicked: what others wait for may never come.
+    failed: AtomicBool,
 }
 
 impl Claims<'_, '_> {
@@ -117,13 +135,12 @@ impl Claims<'_, '_> {
             let share = &self.shares[task];
             let (run, unit) = ((at - share.first) / share.units, (at - share.first) % share.units);
             // Smaller towards the end, so that all threads finish together.
-            let most =
-                if self.threads == 1 { usize::MAX } else { ((self.total - at) / (2 * self.threads)).max(1) };
+            let end = if at < self.firsts { self.firsts } else { self.total };
+            let most = if self.threads == 1 { usize::MAX } else { ((end - at) / (2 * self.threads)).max(1) };
             let units = (share.plan.tile / 2).min(share.units - unit).min(most);
             match self.next.compare_exchange_weak(at, at + units, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => {
-                    let (rows, panels) =
-                        (self.tasks.0[task].rows, self.tasks.0[task].weights.shape().panels());
+                    let (rows, panels) = (self.rows(task), self.weights(task).shape().panels());
                     let row = rows * run / share.runs;
                     return Some(Tile {
                         task,
@@ -138,9 +155,34 @@ impl Claims<'_, '_> {
         }
     }
 
+    fn rows(&self, task: usize) -> usize {
+        self.work.tasks[task % self.work.tasks.len()].rows
+    }
+
+    fn weights(&self, task: usize) -> &Matrix {
+        let tasks = self.work.tasks.len();
+        if task < tasks { self.work.tasks[task].weights } else { self.work.then[task - tasks].weights }
+    }
+
+    /// The task of a tile, once there are the rows for it.
+    fn job(&self, task: usize) -> Job<'_> {
+        let Some(first) = task.checked_sub(self.work.tasks.len()) else {
+            return self.work.tasks[task].job();
+        };
+        let mut turns = 0_u32;
+        while self.shares[first].left.load(Ordering::Acquire) > 0 {
+            assert!(!self.failed.load(Ordering::Relaxed), "another thread has panicked");
+            turns += 1;
+            // Whoever has them may wait for this very core.
+            if turns.is_multiple_of(1000) { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+        // SAFETY: no tile of the first product is left, and what was written is seen by whoever saw that.
+        unsafe { self.work.then[first].job(&self.work.tasks[first]) }
+    }
+
     /// The first line of a tile's panels, for prefetching, and the bytes between panels.
     fn start_of(&self, tile: Tile) -> (*const u8, usize) {
-        let weights = self.tasks.0[tile.task].weights;
+        let weights = self.weights(tile.task);
         (weights.panel(tile.panel), weights.shape().panel_bytes())
     }
 }
@@ -182,17 +224,29 @@ struct Thread<'a, 'b> {
     rows_held: Option<Held>,
 }
 
+/// Says that a thread has panicked, if it is dropped.
+struct Failing<'a>(&'a AtomicBool);
+
+impl Drop for Failing<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Thread<'_, '_> {
     fn run(&mut self) {
+        let failing = Failing(&self.claims.failed);
         let mut tile = self.claims.claim(0);
         while let Some(now) = tile {
             tile = self.tile(now);
+            self.claims.shares[now.task].left.fetch_sub(now.panels.div_ceil(2), Ordering::Release);
         }
+        std::mem::forget(failing);
     }
 
     /// Computes a tile, and returns the next, which it has claimed before the end to prefetch its weights.
     fn tile(&mut self, tile: Tile) -> Option<Tile> {
-        let task = &self.claims.tasks.0[tile.task];
+        let task = &self.claims.job(tile.task);
         let plan = self.claims.shares[tile.task].plan;
         let k = task.weights.k();
         let whole = tile.rows * stride(plan.mode, k) * 4 <= ROW_BYTES;
@@ -274,7 +328,7 @@ impl Thread<'_, '_> {
     }
 
     /// Has the rows in the scratch, and returns how far apart they lie.
-    fn hold(&mut self, task: &Task<'_>, mode: Mode, held: Held) -> usize {
+    fn hold(&mut self, task: &Job<'_>, mode: Mode, held: Held) -> usize {
         let a_stride = stride(mode, held.terms);
         if self.rows_held == Some(held) {
             return a_stride;
@@ -320,7 +374,7 @@ impl Thread<'_, '_> {
 }
 
 /// Where the line of a panel's k begins. k is even.
-fn line(task: &Task<'_>, panel: usize, k: usize) -> *const u8 {
+fn line(task: &Job<'_>, panel: usize, k: usize) -> *const u8 {
     let bytes = match task.weights.shape().element {
         Element::Bf16 => 32,
         Element::F32 => 64,
