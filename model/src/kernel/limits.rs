@@ -153,7 +153,8 @@ mod tests {
             let peak = multiply_add_peak(kernels, &pool, Duration::from_millis(2));
             let read = read_bandwidth(kernels, &pool, &memory, 0, 8 << 20);
             println!("{path}: {peak:.0} GFLOP/s, {read:.0} GB/s");
-            assert!(peak > 0.1 && peak < 1e5 && read > 0.1 && read < 1e5);
+            // No lower bound: others may run on these cores, and a window is short.
+            assert!(peak > 0.0 && peak < 1e5 && read > 0.0 && read < 1e5);
         }
     }
 }
