@@ -55,7 +55,7 @@ impl Plan {
     /// read once. With more, terms are cut so that the rows of a pass and the weights of a tile stay in L2.
     pub(super) fn new(kernels: Kernels, mode: Mode, rows: usize, k: usize) -> Plan {
         let rows_max = Plan::rows_max(kernels, mode);
-        let near = rows <= rows_max && Plan::reads_near(kernels);
+        let near = rows <= rows_max && Plan::reads_near(kernels, rows);
         let terms = if near { NEAR_BYTES / (rows.max(1) * mode.term_bytes()) } else { 2048 };
         let one_block =
             Plan { mode, rows_max, tile: 16, terms: equal_terms(k, terms), pass: rows_max, rows, near };
@@ -72,10 +72,12 @@ impl Plan {
     /// Whether kernels that read every weight once prefetch their own streams, a little ahead, or the panels after
     /// theirs. On Sapphire Rapids the first is up to a fifth faster, on all paths; the AVX2 kernels of one panel have one
     /// stream only, and on a Zen 3 it was the second that was 4-10% faster with them.
-    fn reads_near(kernels: Kernels) -> bool {
+    fn reads_near(kernels: Kernels, rows: usize) -> bool {
         match kernels.path() {
             #[cfg(target_arch = "x86_64")]
             Path::Avx512f | Path::Avx512Bf16 => true,
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 => rows <= avx2::ROWS_MAX_TWO && avx2::of_intel(),
             _ => false,
         }
     }
@@ -103,6 +105,8 @@ impl Plan {
             Path::Avx512f | Path::Avx512Bf16 if self.rows <= avx512f::ROWS_MAX_FOUR => 4,
             #[cfg(target_arch = "x86_64")]
             Path::Avx512f | Path::Avx512Bf16 => 2,
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 if self.rows <= avx2::ROWS_MAX_TWO => 2,
             _ => 1,
         }
     }
@@ -121,7 +125,7 @@ impl Plan {
             #[cfg(target_arch = "x86_64")]
             (Path::Avx2, Mode::Full) => Some(avx2::kernel_f32(rows)),
             #[cfg(target_arch = "x86_64")]
-            (Path::Avx2, _) => Some(avx2::kernel(rows, ahead)),
+            (Path::Avx2, _) => Some(avx2::kernel(rows, panels, ahead)),
             #[cfg(target_arch = "x86_64")]
             (Path::Avx512Bf16, Mode::Paired) => Some(avx512bf16::kernel(rows, panels)),
             #[cfg(target_arch = "x86_64")]
@@ -137,7 +141,7 @@ impl Plan {
     pub(super) fn streams(kernels: Kernels, panels: usize) -> usize {
         match kernels.path() {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => avx2::AHEAD_STREAMS,
+            Path::Avx2 if panels == 1 => avx2::AHEAD_STREAMS,
             _ => panels,
         }
     }
