@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::gate::Choices;
-use crate::kernel::{Kernels, RowOut, RowType, RowsRef, Sink, Task, multiply};
+use crate::kernel::{Kernels, RowOut, RowType, RowsRef, Sink, Task, Then, multiply_twice};
 use crate::pool::Pool;
 use crate::rows::{RowBuffer, split_rows, write_row};
 use crate::weights::{Block, ExpertId};
@@ -171,27 +171,16 @@ fn compute_shard(
             sink: Sink::Gate { activation: block.activation, out },
         })
         .collect();
-    multiply(kernels, pool, &mut tasks);
-    drop(tasks);
-    let inner = &*inner;
-    let mut start = 0;
-    let mut tasks: Vec<Task<'_>> = split_rows(out.out(), counts())
+    let mut then: Vec<Then<'_>> = split_rows(out.out(), counts())
         .into_iter()
         .zip(parts)
-        .map(|(out, (block, _, rows_count))| {
-            let input = inner.rows_from(start);
-            start += rows_count;
-            Task {
-                weights: &block.down,
-                bias: block.down_bias.as_deref(),
-                input,
-                pick: None,
-                rows: *rows_count,
-                sink: Sink::Round(out),
-            }
+        .map(|(out, (block, ..))| Then {
+            weights: &block.down,
+            bias: block.down_bias.as_deref(),
+            sink: Sink::Round(out),
         })
         .collect();
-    multiply(kernels, pool, &mut tasks);
+    multiply_twice(kernels, pool, &mut tasks, &mut then);
 }
 
 /// Every shard of every block, and their partial outputs joined. The oracle for shards on devices of their own; buffers

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use phalanx_model::kernel::{
     Activation, Element, Kernels, Matrix, NumericClass, Path, Placement, Region, RowOut, RowsMut, RowsRef,
-    Shape, Sink, Task, multiply, round_bf16, tile, tile_f32, widen_bf16,
+    Shape, Sink, Task, Then, multiply, multiply_twice, round_bf16, tile, tile_f32, widen_bf16,
 };
 use phalanx_model::pool::Pool;
 
@@ -424,6 +424,85 @@ fn many_tasks_equal_each_alone() {
             multiply(kernels, pool, &mut tasks);
             drop(tasks);
             assert_eq!(buffers, alone, "{kernels:?} {} threads", pool.threads());
+        }
+    }
+}
+
+/// Second products that run on without a stop give what two separate runs give, however many threads and tasks there are.
+#[test]
+fn results_may_be_the_rows_of_a_second_product() {
+    let mut random = Random(seed() ^ 0x99);
+    let pools = [1, 2, 4].map(|threads| Pool::new(threads, None));
+    for kernels in all_kernels() {
+        let slow = kernels.path() == Path::Plain;
+        for count in [1, 2, 7] {
+            let case = random_case(&mut random, kernels);
+            let firsts: Vec<Problem> = (0..count)
+                .map(|_| {
+                    let m = random.below(if slow { 3 } else { 20 });
+                    let (n, k) = (case.n, 200 + random.below(200));
+                    let wild = false;
+                    Problem::new(
+                        Case { m, n, k, kind: Kind::Silu, wide_weights: false, wild, ..case },
+                        &mut random,
+                    )
+                })
+                .collect();
+            let seconds: Vec<Problem> = firsts
+                .iter()
+                .map(|first| {
+                    let case =
+                        Case { k: first.case.n, n: 1 + random.below(300), kind: Kind::Store, ..first.case };
+                    Problem::new(case, &mut random)
+                })
+                .collect();
+            let rounded = kernels.class() != NumericClass::F32;
+            let buffers = |of: &[Problem]| -> Vec<(Vec<f32>, Vec<u16>)> {
+                of.iter()
+                    .map(|p| vec![0.5; p.case.m * p.case.n])
+                    .map(|x| (x.clone(), vec![0; x.len()]))
+                    .collect()
+            };
+            for pool in &pools {
+                for round in 0..if slow { 1 } else { 5 } {
+                    let mut between = buffers(&firsts);
+                    let mut found = buffers(&seconds);
+                    let mut tasks: Vec<Task<'_>> = firsts
+                        .iter()
+                        .zip(&mut between)
+                        .map(|(p, (x, y))| p.task(0, p.case.m, p.sink(rounded, p.case.m, p.case.n, x, y)))
+                        .collect();
+                    let mut then: Vec<Then<'_>> = seconds
+                        .iter()
+                        .zip(&mut found)
+                        .map(|(p, (x, y))| Then {
+                            weights: &p.weights,
+                            bias: p.case.bias.then_some(p.placed_bias.as_slice()),
+                            sink: p.sink(rounded, p.case.m, p.case.n, x, y),
+                        })
+                        .collect();
+                    multiply_twice(kernels, pool, &mut tasks, &mut then);
+                    for ((second, (x, y)), (found, _)) in seconds.iter().zip(&between).zip(&found) {
+                        let Case { m, n, k, .. } = second.case;
+                        let mut want = vec![0.0; m * n];
+                        let mut alone = second.task(0, 0, Sink::Store(RowsMut::new(&mut want, m, n, n)));
+                        alone.rows = m;
+                        alone.pick = None;
+                        alone.input = if rounded {
+                            RowsRef::Bf16 { data: y, stride: k }
+                        } else {
+                            RowsRef::F32 { data: x, stride: k }
+                        };
+                        multiply(kernels, &pools[0], &mut [alone]);
+                        assert_eq!(
+                            *found,
+                            want,
+                            "{kernels:?} {} threads, round {round}: {case:?}",
+                            pool.threads()
+                        );
+                    }
+                }
+            }
         }
     }
 }

@@ -100,7 +100,7 @@ macro_rules! line {
 unsafe fn pairs<const ROWS: usize, const PANELS: usize>(block: &Block) {
     // Sum `row * 4 + panel`, also where there are fewer panels.
     let mut c: [__m512; 24] = [_mm512_setzero_ps(); 24];
-    let sum = |row: usize, panel: usize| block.c.wrapping_add(row * block.c_stride + panel * 16);
+    let sum = |row: usize, panel: usize| block.c.wrapping_add(row * block.c_stride + panel * block.c_apart);
     if block.accumulate {
         for row in 0..ROWS {
             for panel in 0..PANELS {

@@ -24,11 +24,16 @@ const F32: u32 = 1;
 /// The most rows of a kernel.
 pub(super) const ROWS_MAX: usize = 12;
 
-/// The kernel of so many rows and panels (1 or 2), which prefetches or does not.
-pub(super) fn kernel(rows: usize, panels: usize, ahead: bool) -> Kernel {
+/// The most rows of a kernel of four panels.
+pub(super) const ROWS_MAX_FOUR: usize = 6;
+
+/// The kernel of so many rows and panels (1, 2 or 4), which prefetches or does not, and takes each pair of k as
+/// `vdpbf16ps` does or in ascending order.
+pub(super) fn kernel(rows: usize, panels: usize, ahead: bool, pairs: bool) -> Kernel {
     match panels {
-        1 => ONE[ahead as usize][rows - 1],
-        2 => TWO[ahead as usize][rows - 1],
+        1 => ONE[pairs as usize][ahead as usize][rows - 1],
+        2 => TWO[pairs as usize][ahead as usize][rows - 1],
+        4 => FOUR[pairs as usize][ahead as usize][rows - 1],
         _ => unreachable!("no kernel of {panels} panels"),
     }
 }
@@ -48,9 +53,29 @@ macro_rules! twelve {
         ]
     };
 }
-static ONE: [[Kernel; ROWS_MAX]; 2] = [twelve!(one, BF16, 0), twelve!(one, BF16, 1)];
-static TWO: [[Kernel; ROWS_MAX]; 2] = [twelve!(two, 0), twelve!(two, 1)];
-static ONE_F32: [Kernel; ROWS_MAX] = twelve!(one, F32, 0);
+macro_rules! six {
+    ($ahead:tt, $pairs:tt) => {
+        [
+            four::<1, $ahead, $pairs>,
+            four::<2, $ahead, $pairs>,
+            four::<3, $ahead, $pairs>,
+            four::<4, $ahead, $pairs>,
+            four::<5, $ahead, $pairs>,
+            four::<6, $ahead, $pairs>,
+        ]
+    };
+}
+static ONE: [[[Kernel; ROWS_MAX]; 2]; 2] = [
+    [twelve!(one, BF16, 0, 0), twelve!(one, BF16, 1, 0)],
+    [twelve!(one, BF16, 0, 1), twelve!(one, BF16, 1, 1)],
+];
+static TWO: [[[Kernel; ROWS_MAX]; 2]; 2] =
+    [[twelve!(two, 0, 0), twelve!(two, 1, 0)], [twelve!(two, 0, 1), twelve!(two, 1, 1)]];
+static FOUR: [[[Kernel; ROWS_MAX_FOUR]; 2]; 2] = [[six!(0, 0), six!(1, 0)], [six!(0, 1), six!(1, 1)]];
+static ONE_F32: [Kernel; ROWS_MAX] = twelve!(one, F32, 0, 0);
+
+/// Every exception masked, to nearest even, denormals count as zeros and are not made: how `vdpbf16ps` computes.
+static FLUSHED: u32 = 0x1f80 | 0x8000 | 0x0040;
 
 /// Row `$row` at `$address`, if the kernel has it: its value, broadcast, into the sums of each panel. A row whose address is
 /// one register is broadcast by the multiply-add itself: one operation fewer to issue, for one load more.
@@ -94,14 +119,105 @@ macro_rules! rows {
     };
 }
 
-/// Both k of the line at `$o` bytes of each panel, at `$even` and `$odd` bytes of the rows. One f32 panel has them in two
-/// lines, at `$w0` and `$w1`.
+/// One row of four panels, its value broadcast.
+macro_rules! row4 {
+    ($row:literal, $address:literal, $offset:literal, $($sum:literal),*) => {
+        concat!(
+            ".if {rows} > ", $row, "\n",
+            "vbroadcastss zmm30, dword ptr [", $address, "+", $offset, "]\n",
+            row4!(@ $($sum),*),
+            ".endif\n"
+        )
+    };
+    (@ $s0:literal, $s1:literal, $s2:literal, $s3:literal) => {
+        concat!(
+            "vfmadd231ps zmm", $s0, ", zmm30, zmm24\n",
+            "vfmadd231ps zmm", $s1, ", zmm30, zmm25\n",
+            "vfmadd231ps zmm", $s2, ", zmm30, zmm26\n",
+            "vfmadd231ps zmm", $s3, ", zmm30, zmm27\n",
+        )
+    };
+}
+
+/// All rows of four panels, for the k at `$o` bytes of each.
+macro_rules! rows4 {
+    ($o:literal) => {
+        concat!(
+            row4!("0", "{a}", $o, "0", "1", "2", "3"),
+            row4!("1", "{a}+{s}", $o, "4", "5", "6", "7"),
+            row4!("2", "{a}+2*{s}", $o, "8", "9", "10", "11"),
+            row4!("3", "{a3}", $o, "12", "13", "14", "15"),
+            row4!("4", "{a3}+{s}", $o, "16", "17", "18", "19"),
+            row4!("5", "{a3}+2*{s}", $o, "20", "21", "22", "23"),
+        )
+    };
+}
+
+/// The odd k of the line at `$o` bytes of each of four panels, at `$odd` bytes of the rows.
+macro_rules! odd4 {
+    ($o:literal, $odd:literal) => {
+        concat!(
+            "vpandd zmm24, zmm31, [{b}+",
+            $o,
+            "]\nvpandd zmm25, zmm31, [{b}+{bs}+",
+            $o,
+            "]\n",
+            "vpandd zmm26, zmm31, [{b}+2*{bs}+",
+            $o,
+            "]\nvpandd zmm27, zmm31, [{b3}+",
+            $o,
+            "]\n",
+            rows4!($odd)
+        )
+    };
+}
+
+/// Both k of a line of four panels.
+macro_rules! line4 {
+    ($o:literal, $even:literal, $odd:literal) => {
+        concat!(
+            ".if {ahead}\nprefetcht1 [{pf}+",
+            $o,
+            "]\nprefetcht1 [{pf}+{pfd}+",
+            $o,
+            "]\n",
+            "prefetcht1 [{pf}+2*{pfd}+",
+            $o,
+            "]\nprefetcht1 [{pf3}+",
+            $o,
+            "]\n.endif\n",
+            ".if {pairs}\n",
+            odd4!($o, $odd),
+            ".endif\n",
+            "vpslld zmm24, [{b}+",
+            $o,
+            "], 16\nvpslld zmm25, [{b}+{bs}+",
+            $o,
+            "], 16\n",
+            "vpslld zmm26, [{b}+2*{bs}+",
+            $o,
+            "], 16\nvpslld zmm27, [{b3}+",
+            $o,
+            "], 16\n",
+            rows4!($even),
+            ".if {pairs} == 0\n",
+            odd4!($o, $odd),
+            ".endif\n",
+        )
+    };
+}
+
+/// Both k of the line at `$o` bytes of each panel, at `$even` and `$odd` bytes of the rows: the even one first, or in
+/// pairs the odd one. One f32 panel has them in two lines, at `$w0` and `$w1`.
 macro_rules! line {
     (1, $o:literal, $even:literal, $odd:literal; $w0:literal, $w1:literal) => {
         concat!(
             ".if {ahead}\nprefetcht1 [{pf}+",
             $o,
             "]\n.endif\n",
+            ".if {pairs}\n",
+            odd!(1, $o, $odd),
+            ".endif\n",
             ".if {mode}\nvmovups zmm28, [{b}+",
             $w0,
             "]\n.else\nvpslld zmm28, [{b}+",
@@ -110,10 +226,11 @@ macro_rules! line {
             rows!(1, $even),
             ".if {mode}\nvmovups zmm28, [{b}+",
             $w1,
-            "]\n.else\nvpandd zmm28, zmm31, [{b}+",
-            $o,
-            "]\n.endif\n",
-            rows!(1, $odd)
+            "]\n",
+            rows!(1, $odd),
+            ".elseif {pairs} == 0\n",
+            odd!(1, $o, $odd),
+            ".endif\n",
         )
     };
     (2, $o:literal, $even:literal, $odd:literal) => {
@@ -123,19 +240,29 @@ macro_rules! line {
             "]\nprefetcht1 [{pf}+{pfd}+",
             $o,
             "]\n.endif\n",
+            ".if {pairs}\n",
+            odd!(2, $o, $odd),
+            ".endif\n",
             "vpslld zmm28, [{b}+",
             $o,
             "], 16\nvpslld zmm29, [{b1}+",
             $o,
             "], 16\n",
             rows!(2, $even),
-            "vpandd zmm28, zmm31, [{b}+",
-            $o,
-            "]\nvpandd zmm29, zmm31, [{b1}+",
-            $o,
-            "]\n",
-            rows!(2, $odd)
+            ".if {pairs} == 0\n",
+            odd!(2, $o, $odd),
+            ".endif\n",
         )
+    };
+}
+
+/// The odd k of the line at `$o` bytes of each panel, at `$odd` bytes of the rows.
+macro_rules! odd {
+    (1, $o:literal, $odd:literal) => {
+        concat!("vpandd zmm28, zmm31, [{b}+", $o, "]\n", rows!(1, $odd))
+    };
+    (2, $o:literal, $odd:literal) => {
+        concat!("vpandd zmm28, zmm31, [{b}+", $o, "]\nvpandd zmm29, zmm31, [{b1}+", $o, "]\n", rows!(2, $odd))
     };
 }
 
@@ -147,7 +274,7 @@ macro_rules! sums {
         if $block.accumulate {
             for row in 0..$rows {
                 for panel in 0..$panels {
-                    let at = row * $block.c_stride + panel * 16;
+                    let at = row * $block.c_stride + panel * $block.c_apart;
                     // SAFETY: the caller promises so many sums.
                     let before = unsafe { _mm512_loadu_ps($block.c.add(at)) };
                     sums[row * $panels + panel] = before;
@@ -166,7 +293,7 @@ macro_rules! keep_sums {
                 // SAFETY: the caller promises so many sums.
                 unsafe {
                     _mm512_storeu_ps(
-                        $block.c.add(row * $block.c_stride + panel * 16),
+                        $block.c.add(row * $block.c_stride + panel * $block.c_apart),
                         $sums[row * $panels + panel],
                     );
                 }
@@ -176,12 +303,14 @@ macro_rules! keep_sums {
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn one<const ROWS: usize, const MODE: u32, const AHEAD: usize>(block: &Block) {
+unsafe fn one<const ROWS: usize, const MODE: u32, const AHEAD: usize, const PAIRS: usize>(block: &Block) {
+    let mut control = 0_u32;
     let mut c = sums!(block, ROWS, 1, 12);
     let row = |row: usize| block.a.wrapping_add(row * block.a_stride);
     // SAFETY: reads the rows and lines that the caller promises, and 0 terms when there are none.
     unsafe {
         asm!(
+            ".if {pairs}", "stmxcsr [{control}]", "ldmxcsr [rip + {flushed}]", ".endif",
             "test {n}, {n}", "jz 3f",
             ".p2align 5", "2:",
             line!(1, "0", "0", "4"; "0", "64"),
@@ -194,8 +323,10 @@ unsafe fn one<const ROWS: usize, const MODE: u32, const AHEAD: usize>(block: &Bl
             ".if {rows} > 6", "add {a6}, 32", ".endif",
             ".if {rows} > 9", "add {a9}, 32", ".endif",
             ".if {mode}", "add {b}, 512", ".else", "add {b}, 256", ".endif",
-            "dec {n}", "jnz 2b", "3:", "# {s} {a3} {pf} {pfs} {b} {a6} {a9}",
-            rows = const ROWS, mode = const MODE, ahead = const AHEAD,
+            "dec {n}", "jnz 2b", "3:",
+            ".if {pairs}", "ldmxcsr [{control}]", ".endif", "# {s} {a3} {pf} {pfs} {b} {a6} {a9} {control}",
+            rows = const ROWS, mode = const MODE, ahead = const AHEAD, pairs = const PAIRS, flushed = sym FLUSHED,
+            control = in(reg) &raw mut control,
             a = inout(reg) row(0) => _, a3 = inout(reg) row(3) => _, s = in(reg) block.a_stride * 4,
             a6 = inout(reg) row(6) => _, a9 = inout(reg) row(9) => _,
             b = inout(reg) block.b => _,
@@ -213,13 +344,15 @@ unsafe fn one<const ROWS: usize, const MODE: u32, const AHEAD: usize>(block: &Bl
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn two<const ROWS: usize, const AHEAD: usize>(block: &Block) {
+unsafe fn two<const ROWS: usize, const AHEAD: usize, const PAIRS: usize>(block: &Block) {
+    let mut control = 0_u32;
     let mut c = sums!(block, ROWS, 2, 24);
     let row = |row: usize| block.a.wrapping_add(row * block.a_stride);
     let panel = |panel: usize| block.b.wrapping_add(panel * block.b_stride);
     // SAFETY: reads the rows and lines that the caller promises, and 0 terms when there are none.
     unsafe {
         asm!(
+            ".if {pairs}", "stmxcsr [{control}]", "ldmxcsr [rip + {flushed}]", ".endif",
             "test {n}, {n}", "jz 3f",
             ".p2align 5", "2:",
             line!(2, "0", "0", "4"),
@@ -232,8 +365,10 @@ unsafe fn two<const ROWS: usize, const AHEAD: usize>(block: &Block) {
             ".if {rows} > 6", "add {a6}, 32", ".endif",
             ".if {rows} > 9", "add {a9}, 32", ".endif",
             "add {b}, 256", "add {b1}, 256",
-            "dec {n}", "jnz 2b", "3:", "# {s} {a3} {pf} {pfs} {b} {b1} {a6} {a9} {pfd}",
-            rows = const ROWS, ahead = const AHEAD,
+            "dec {n}", "jnz 2b", "3:",
+            ".if {pairs}", "ldmxcsr [{control}]", ".endif", "# {s} {a3} {pf} {pfs} {b} {b1} {a6} {a9} {pfd} {control}",
+            rows = const ROWS, ahead = const AHEAD, pairs = const PAIRS, flushed = sym FLUSHED,
+            control = in(reg) &raw mut control,
             a = inout(reg) row(0) => _, a3 = inout(reg) row(3) => _, s = in(reg) block.a_stride * 4,
             a6 = inout(reg) row(6) => _, a9 = inout(reg) row(9) => _,
             b = inout(reg) panel(0) => _, b1 = inout(reg) panel(1) => _,
@@ -251,6 +386,49 @@ unsafe fn two<const ROWS: usize, const AHEAD: usize>(block: &Block) {
         );
     }
     keep_sums!(block, ROWS, 2, c);
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn four<const ROWS: usize, const AHEAD: usize, const PAIRS: usize>(block: &Block) {
+    let mut control = 0_u32;
+    let mut c = sums!(block, ROWS, 4, 24);
+    // SAFETY: reads the rows and lines that the caller promises, and 0 terms when there are none.
+    unsafe {
+        asm!(
+            ".if {pairs}", "stmxcsr [{control}]", "ldmxcsr [rip + {flushed}]", ".endif",
+            "test {n}, {n}", "jz 3f",
+            ".p2align 5", "2:",
+            line4!("0", "0", "4"),
+            line4!("64", "8", "12"),
+            line4!("128", "16", "20"),
+            line4!("192", "24", "28"),
+            ".if {ahead}", "add {pf}, {pfs}", "add {pf3}, {pfs}", ".endif",
+            "add {a}, 32",
+            ".if {rows} > 3", "add {a3}, 32", ".endif",
+            "add {b}, 256", "add {b3}, 256",
+            "dec {n}", "jnz 2b", "3:",
+            ".if {pairs}", "ldmxcsr [{control}]", ".endif", "# {s} {a3} {pf} {pf3} {pfs} {pfd} {control}",
+            rows = const ROWS, ahead = const AHEAD, pairs = const PAIRS, flushed = sym FLUSHED,
+            control = in(reg) &raw mut control,
+            a = inout(reg) block.a => _, a3 = inout(reg) block.a.wrapping_add(3 * block.a_stride) => _,
+            s = in(reg) block.a_stride * 4,
+            b = inout(reg) block.b => _, bs = in(reg) block.b_stride,
+            b3 = inout(reg) block.b.wrapping_add(3 * block.b_stride) => _,
+            n = inout(reg) block.terms / STEP => _,
+            pf = inout(reg) block.ahead.start => _, pfd = in(reg) block.ahead.stride, pfs = in(reg) block.ahead.step,
+            pf3 = inout(reg) block.ahead.start.wrapping_add(3 * block.ahead.stride) => _,
+            inout("zmm0") c[0], inout("zmm1") c[1], inout("zmm2") c[2], inout("zmm3") c[3],
+            inout("zmm4") c[4], inout("zmm5") c[5], inout("zmm6") c[6], inout("zmm7") c[7],
+            inout("zmm8") c[8], inout("zmm9") c[9], inout("zmm10") c[10], inout("zmm11") c[11],
+            inout("zmm12") c[12], inout("zmm13") c[13], inout("zmm14") c[14], inout("zmm15") c[15],
+            inout("zmm16") c[16], inout("zmm17") c[17], inout("zmm18") c[18], inout("zmm19") c[19],
+            inout("zmm20") c[20], inout("zmm21") c[21], inout("zmm22") c[22], inout("zmm23") c[23],
+            out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm30") _,
+            in("zmm31") _mm512_set1_epi32(0xffff_0000_u32 as i32),
+            options(nostack)
+        );
+    }
+    keep_sums!(block, ROWS, 4, c);
 }
 
 /// The most multiply-adds there can be: twelve independent sums in registers.

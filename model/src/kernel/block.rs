@@ -22,6 +22,8 @@ pub(super) struct Block {
     pub(super) c: *mut f32,
     /// Values from one row of sums to the next.
     pub(super) c_stride: usize,
+    /// Values from one panel's sums to the next's.
+    pub(super) c_apart: usize,
     /// Whether the sums go on from what is there, or begin at zero.
     pub(super) accumulate: bool,
     /// What to prefetch. Any address will do: a prefetch never faults.

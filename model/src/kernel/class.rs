@@ -9,6 +9,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::limits;
+
 /// What a result is, bit for bit: the same class gives the same bits on any host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NumericClass {
@@ -36,7 +38,7 @@ pub enum Path {
     Plain,
     /// AVX2 and FMA, 8 lanes.
     Avx2,
-    /// AVX-512F, 16 lanes.
+    /// AVX-512F, 16 lanes; pairs by two multiply-adds each, with denormals flushed.
     Avx512f,
     /// AVX-512 BF16, 16 lanes of pairs.
     Avx512Bf16,
@@ -87,9 +89,11 @@ pub struct Kernels {
 impl Kernels {
     /// The fastest that this CPU can run.
     pub fn best() -> Kernels {
-        Kernels::for_class(NumericClass::Avx512Bf16)
-            .or_else(|_| Kernels::for_class(NumericClass::Portable))
-            .expect("the plain path runs on every CPU")
+        let class = match Path::Avx512Bf16.missing_feature() {
+            None => NumericClass::Avx512Bf16,
+            Some(_) => NumericClass::Portable,
+        };
+        Kernels::for_class(class).expect("the plain path runs on every CPU")
     }
 
     /// The fastest path of a class.
@@ -142,7 +146,9 @@ impl NumericClass {
     pub fn paths(self) -> &'static [Path] {
         match self {
             NumericClass::F32 | NumericClass::Portable => &[Path::Avx512f, Path::Avx2, Path::Plain],
-            NumericClass::Avx512Bf16 => &[Path::Avx512Bf16],
+            // Two multiply-adds do what one instruction for pairs does, and on some CPUs in less time.
+            NumericClass::Avx512Bf16 if limits::pairs_are_slow() => &[Path::Avx512f, Path::Avx512Bf16],
+            NumericClass::Avx512Bf16 => &[Path::Avx512Bf16, Path::Avx512f],
         }
     }
 }

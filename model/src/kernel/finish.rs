@@ -2,7 +2,7 @@
 
 use super::dispatch::dispatched;
 use super::fused::Fused;
-use super::gemm::{Activation, Sink, Task};
+use super::gemm::{Activation, Job, Sink};
 use super::matrix::PANEL;
 use super::rows::RowOut;
 use super::{bf16, math};
@@ -33,7 +33,7 @@ impl Sums {
 /// These are functions and not closures, because only functions can be told to be inlined: left to itself
 /// the compiler puts a closure outside the path's instructions, where a multiply-add calls libm.
 #[inline(always)]
-fn value(task: &Task<'_>, sums: &Sums, row: usize, panel: usize) -> [f32; PANEL] {
+fn value(task: &Job<'_>, sums: &Sums, row: usize, panel: usize) -> [f32; PANEL] {
     let mut value = *sums.at(row, panel);
     // Without a bias nothing is added: adding zero would turn -0.0 into 0.0.
     if let Some(bias) = task.bias {
@@ -66,11 +66,8 @@ fn gated<F: Fused>(activation: Activation, gate: [f32; PANEL], up: [f32; PANEL])
 }
 
 #[inline(always)]
-fn body<F: Fused>(task: &Task<'_>, sums: Sums) {
-    let columns = match &task.sink {
-        Sink::Store(out) | Sink::Add(out) => out.columns(),
-        Sink::Round(out) | Sink::Gate { out, .. } => out.columns(),
-    };
+fn body<F: Fused>(task: &Job<'_>, sums: Sums) {
+    let columns = task.sink.columns();
     let step = if matches!(task.sink, Sink::Gate { .. }) { 2 } else { 1 };
     debug_assert!(sums.panel.is_multiple_of(step) && sums.panels.is_multiple_of(step));
     // A tile belongs to one thread, so these columns of these rows are nobody else's, and they are
@@ -81,7 +78,7 @@ fn body<F: Fused>(task: &Task<'_>, sums: Sums) {
             let column = (sums.panel + panel) / step * PANEL;
             let count = PANEL.min(columns - column);
             let value = value(task, &sums, row, panel);
-            match &task.sink {
+            match task.sink {
                 // SAFETY: as said above the loop.
                 Sink::Store(out) => unsafe { store(&value, out.pointer(to, column), count) },
                 Sink::Add(out) => {
@@ -155,5 +152,5 @@ unsafe fn store_some<T: Copy>(value: &[T; PANEL], target: *mut T, count: usize) 
 
 dispatched! {
     /// Puts finished sums into the task's sink. The caller alone has these rows and panels of the task.
-    pub(super) fn finish(task: &Task<'_>, sums: Sums) = body
+    pub(super) fn finish(task: &Job<'_>, sums: Sums) = body
 }

@@ -4,6 +4,7 @@
 //! windows, alternating with what it measures, and prints ratios.
 
 use std::hint::black_box;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -118,6 +119,36 @@ fn turn(kernels: Kernels, turns: usize) -> usize {
     }
 }
 
+/// Whether `vdpbf16ps` is so slow here that multiply-adds on widened pairs take less time. On Sapphire Rapids it
+/// does half as many of them per cycle; on Zen 5 it does twice as many.
+pub(super) fn pairs_are_slow() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        static SLOW: OnceLock<bool> = OnceLock::new();
+        *SLOW.get_or_init(|| {
+            if Path::Avx512Bf16.missing_feature().is_some() {
+                return false;
+            }
+            // The least of some windows of microseconds: others may run on this core meanwhile.
+            let mut best = [Duration::MAX; 2];
+            for _ in 0..20 {
+                let clock = Instant::now();
+                // SAFETY: the features were found above.
+                black_box(unsafe { avx512bf16::peak(black_box(500)) });
+                best[0] = best[0].min(clock.elapsed());
+                let clock = Instant::now();
+                // SAFETY: as above.
+                black_box(unsafe { avx512f::peak(black_box(1000)) });
+                best[1] = best[1].min(clock.elapsed());
+            }
+            // Widening costs up to a third where few rows share it.
+            best[0] > best[1].mul_f64(1.4)
+        })
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// Sums of four lanes: eight hide the latency of NEON's two or four pipes.
 const SUMS: usize = 16;
 
@@ -153,7 +184,8 @@ mod tests {
             let peak = multiply_add_peak(kernels, &pool, Duration::from_millis(2));
             let read = read_bandwidth(kernels, &pool, &memory, 0, 8 << 20);
             println!("{path}: {peak:.0} GFLOP/s, {read:.0} GB/s");
-            assert!(peak > 0.1 && peak < 1e5 && read > 0.1 && read < 1e5);
+            // No lower bound: others may run on these cores, and a window is short.
+            assert!(peak > 0.0 && peak < 1e5 && read > 0.0 && read < 1e5);
         }
     }
 }

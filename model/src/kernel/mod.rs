@@ -37,7 +37,7 @@ mod tile;
 
 pub use bf16::{NAN as BF16_NAN, round as round_bf16, widen as widen_bf16};
 pub use class::{KernelError, Kernels, NumericClass, Path, RowType};
-pub use gemm::{Activation, Sink, Task, multiply};
+pub use gemm::{Activation, Sink, Task, Then, multiply, multiply_twice};
 pub use limits::{multiply_add_peak, read_bandwidth};
 pub use matrix::{Element, Matrix, MatrixBuilder, Placement, Shape};
 pub use memory::{Part, Region};

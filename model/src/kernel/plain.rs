@@ -14,7 +14,7 @@ use super::matrix::PANEL;
 fn each(t: &Block, mut sum: impl FnMut(*const f32, *const u8, &mut [f32; PANEL])) {
     for panel in 0..t.panels {
         for row in 0..t.rows {
-            let target = t.c.wrapping_add(row * t.c_stride + panel * PANEL).cast::<[f32; PANEL]>();
+            let target = t.c.wrapping_add(row * t.c_stride + panel * t.c_apart).cast::<[f32; PANEL]>();
             let mut sums = [0.0; PANEL];
             if t.accumulate {
                 // SAFETY: the block has these sums, and nobody else touches them.
@@ -71,11 +71,27 @@ pub(super) fn block_pairs(t: Block) {
         for pair in 0..t.terms.div_ceil(2) {
             // SAFETY: the block has so many pairs in each row, and as many lines in each panel.
             let (x, line) = unsafe { (*a.cast::<u32>().add(pair), &*b.cast::<[u32; PANEL]>().add(pair)) };
-            for lane in 0..PANEL {
-                let (low, high) = (bf16::widen(line[lane] as u16), bf16::widen((line[lane] >> 16) as u16));
-                let odd = fused_flushed(bf16::widen((x >> 16) as u16), high, sums[lane]);
-                sums[lane] = fused_flushed(bf16::widen(x as u16), low, odd);
-            }
+            add_pair(bf16::widen(x as u16), bf16::widen((x >> 16) as u16), line, sums);
         }
     });
+}
+
+/// The same with rows of f32. A row of an odd number of terms has a zero behind it.
+pub(super) fn block_split(t: Block) {
+    each(&t, |a, b, sums| {
+        for pair in 0..t.terms.div_ceil(2) {
+            // SAFETY: the block has so many pairs in each row, and as many lines in each panel.
+            let (x, line) =
+                unsafe { (a.cast::<[f32; 2]>().add(pair).read(), &*b.cast::<[u32; PANEL]>().add(pair)) };
+            add_pair(x[0], x[1], line, sums);
+        }
+    });
+}
+
+#[inline(always)]
+fn add_pair(even: f32, odd: f32, line: &[u32; PANEL], sums: &mut [f32; PANEL]) {
+    for lane in 0..PANEL {
+        let (low, high) = (bf16::widen(line[lane] as u16), bf16::widen((line[lane] >> 16) as u16));
+        sums[lane] = fused_flushed(even, low, fused_flushed(odd, high, sums[lane]));
+    }
 }

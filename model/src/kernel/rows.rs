@@ -138,6 +138,16 @@ impl<'a, T> RowsMut<'a, T> {
         self.start.wrapping_add(row * self.stride + column)
     }
 
+    /// From the first value to the last, and the values from one row to the next.
+    ///
+    /// # Safety
+    /// Nobody writes to these rows while the slice lives, nor between their columns.
+    pub(super) unsafe fn written(&self) -> (&[T], usize) {
+        let len = self.rows.checked_sub(1).map_or(0, |more| more * self.stride + self.columns);
+        // SAFETY: inside the buffer; the rest is promised by the caller.
+        (unsafe { std::slice::from_raw_parts(self.start, len) }, self.stride)
+    }
+
     /// A second name for the window, to be narrowed at once.
     fn copy(&self) -> RowsMut<'a, T> {
         RowsMut {

@@ -26,8 +26,20 @@ pub unsafe fn tile(
     accumulate: bool,
 ) {
     let ahead = Ahead::NOTHING;
-    let block =
-        Block { rows, panels: 1, terms: k, a, a_stride, b, b_stride: 0, c, c_stride, accumulate, ahead };
+    let block = Block {
+        rows,
+        panels: 1,
+        terms: k,
+        a,
+        a_stride,
+        b,
+        b_stride: 0,
+        c,
+        c_stride,
+        c_apart: 16,
+        accumulate,
+        ahead,
+    };
     // SAFETY: promised by the caller.
     unsafe { bare(kernels, Mode::Widened, block) };
 }
@@ -48,8 +60,20 @@ pub unsafe fn tile_f32(
     accumulate: bool,
 ) {
     let (b, ahead) = (b.cast(), Ahead::NOTHING);
-    let block =
-        Block { rows, panels: 1, terms: k, a, a_stride, b, b_stride: 0, c, c_stride, accumulate, ahead };
+    let block = Block {
+        rows,
+        panels: 1,
+        terms: k,
+        a,
+        a_stride,
+        b,
+        b_stride: 0,
+        c,
+        c_stride,
+        c_apart: 16,
+        accumulate,
+        ahead,
+    };
     // SAFETY: promised by the caller.
     unsafe { bare(kernels, Mode::Full, block) };
 }
