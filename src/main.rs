@@ -37,7 +37,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Continue a prompt or answer a chat message, in one process or by a cluster.
-    Generate(generate::Generate),
+    Generate(Box<generate::Generate>),
     /// What a cluster is doing: nodes, devices, experts, loads.
     Status(status::Status),
     /// Which device of a cluster holds what.

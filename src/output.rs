@@ -65,6 +65,14 @@ pub(crate) fn bytes(count: u64) -> String {
     }
 }
 
+/// What follows a numeric class where experts are cut.
+pub(crate) fn shards(spec: &Spec) -> String {
+    match spec.shards {
+        1 => String::new(),
+        n => format!(", experts in {n} shards"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,13 +89,5 @@ mod tests {
         ] {
             assert_eq!(bytes(count), text);
         }
-    }
-}
-
-/// What follows a numeric class where experts are cut.
-pub(crate) fn shards(spec: &Spec) -> String {
-    match spec.shards {
-        1 => String::new(),
-        n => format!(", experts in {n} shards"),
     }
 }

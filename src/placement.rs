@@ -12,6 +12,11 @@ use crate::output::show;
 use crate::remote::{ClusterUrl, Remote, URL, cluster_url};
 use crate::status::{list, node_name, word};
 
+/// A device: its node's name, and its number there.
+type Device = (String, u64);
+/// Experts of each layer, each with what is to be said of it.
+type Layers = BTreeMap<u64, Vec<(u64, String)>>;
+
 /// Columns of a terminal.
 const WIDTH: usize = 80;
 
@@ -55,7 +60,7 @@ fn object(state: &Value) -> Value {
 fn text(state: &Value) -> String {
     let number = |value: &Value| value.as_u64().unwrap_or(0);
     // By node and device, and there by layer: the experts, each with what is not the first of its replicas or shards.
-    let mut devices: BTreeMap<(String, u64), BTreeMap<u64, Vec<(u64, String)>>> = BTreeMap::new();
+    let mut devices: BTreeMap<Device, Layers> = BTreeMap::new();
     for load in list(&state["loads"]) {
         let mut suffix = String::new();
         for (key, letter) in [("replica", 'r'), ("shard", 's')] {

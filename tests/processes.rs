@@ -1,6 +1,8 @@
 //! A real cluster of processes: `phalanx serve --nodes` and `phalanx-node`s, over each carrier that joins processes.
 //! Its answers are those of `phalanx generate` in one process, token by token, while nodes come and are killed.
 
+#![allow(clippy::unwrap_used, reason = "a panic is a test's answer")]
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

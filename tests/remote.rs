@@ -1,5 +1,6 @@
 //! The command line as a client: `generate --cluster` beside `generate`, `status`, `placement`, and servers that are
 //! not there, not ours, not ready, or gone in the middle.
+#![allow(clippy::unwrap_used, reason = "a panic is a test's answer")]
 
 mod program;
 #[path = "../coordinator/tests/server/mod.rs"]

@@ -1,4 +1,5 @@
 //! The cores of the control plane: whole action lists in virtual time, and properties of random clusters.
+#![allow(clippy::unwrap_used, reason = "a panic is a test's answer")]
 
 mod control {
     mod make;

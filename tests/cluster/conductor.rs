@@ -233,9 +233,8 @@ fn tell(peer: &Peer, message: ToNode) {
 
 async fn said(notices: &mut Notices) -> ToCoordinator {
     loop {
-        match notices.next().await.expect("the link stands") {
-            Notice::Told(Cluster::ToCoordinator(said)) => return said,
-            _ => {}
+        if let Notice::Told(Cluster::ToCoordinator(said)) = notices.next().await.expect("the link stands") {
+            return said;
         }
     }
 }

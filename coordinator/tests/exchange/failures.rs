@@ -59,7 +59,7 @@ mod refusals {
         let mut world = one_replica();
         world.chosen(0, 0, &[&[0]]);
         let mut waited = Vec::new();
-        let mut before = 0 * MS;
+        let mut before = std::time::Duration::ZERO;
         for dispatch in 1..=7 {
             assert_eq!(world.sent(), [format!("link 10 layer 0 rows 0: d{dispatch} e0.0.0 [0]")]);
             world.refused(10, dispatch, if dispatch % 2 == 0 { Reason::Busy } else { Reason::Late });

@@ -1,4 +1,5 @@
 //! The API over the plain loop in a thread, and a client that is a socket. The tests of the command line use it too.
+#![allow(clippy::unwrap_used, reason = "a panic is a test's answer")]
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
 use std::io::{Read, Write};

@@ -207,7 +207,7 @@ fn a_node_joins_by_a_token_and_comes_back_with_its_certificate() {
         let arguments =
             ["--coordinator", &address, "--data", &data, "--model", &model, "--numeric-class", "portable"];
         let mut first = command(&arguments);
-        first.args(["--name", "n7"]).env("PHALANX_NODE_TOKEN", token.reveal().to_string());
+        first.args(["--name", "n7"]).env("PHALANX_NODE_TOKEN", token.reveal());
         let mut node = Running::start(&mut first);
         let (coordinator, _) = door.joined(&truth).await;
         assert_eq!(coordinator.peer.hello().peer.name, "n7");
