@@ -55,7 +55,7 @@ const WINDOWS: u64 = 64;
 ///   phalanx serve
 ///   phalanx serve --model DIR --embedded 2
 ///   phalanx serve --model DIR --nodes 127.0.0.1:7070 --insecure
-///       (and then: phalanx-node --coordinator 127.0.0.1:7070 --insecure)
+///       (and then: phalanx-node --coordinator 127.0.0.1:7070 --insecure --data DIR)
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Serve {
