@@ -36,7 +36,7 @@ pub(crate) struct Generate {
     /// Let a cluster answer: the URL of a coordinator, as its --http has it. The answer is the same. With
     /// --chat it needs the served model's folder (--model), unless that is the demo model.
     #[arg(long, value_name = "URL", value_parser = cluster_url,
-          conflicts_with_all = ["numeric_class", "kernel_path", "threads", "cores", "kv_memory"])]
+          conflicts_with_all = ["numeric_class", "kernel_path", "threads", "cores", "shards", "kv_memory"])]
     pub(crate) cluster: Option<ClusterUrl>,
 
     /// With --cluster: how many seconds to wait for a cluster that is still loading.

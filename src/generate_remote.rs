@@ -163,8 +163,7 @@ impl Coming {
             top_logprobs: self.top_logprobs,
             finish_reason: self.finish_reason,
             numeric_class: served.numeric_class.clone(),
-            // A cluster of shards says so once there is one.
-            shards: 1,
+            shards: served.shards,
         }
     }
 }

@@ -3,13 +3,16 @@
 mod arguments;
 mod bench;
 mod certs;
+mod chat;
 mod demo;
+mod formation;
 mod forward;
 mod generate;
 mod generate_remote;
 mod inspect;
 mod output;
 mod placement;
+mod rehearse;
 mod remote;
 mod serve;
 mod session;
@@ -38,6 +41,8 @@ struct Arguments {
 enum Command {
     /// Continue a prompt or answer a chat message, in one process or by a cluster.
     Generate(Box<generate::Generate>),
+    /// Talk with a model that is served, in the terminal or through a pipe.
+    Chat(chat::Chat),
     /// What a cluster is doing: nodes, devices, experts, loads.
     Status(status::Status),
     /// Which device of a cluster holds what.
@@ -49,6 +54,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Serve a model: a coordinator with nodes in this process or from outside, behind an HTTP API.
     Serve(Box<serve::Serve>),
+    /// Run a cluster of full size in this process, with short rows: what it costs, and whether it answers rightly.
+    Rehearse(Box<rehearse::Rehearse>),
     /// Make a cluster's authority, certificates of peers and join tokens, and look at them.
     #[command(subcommand)]
     Certs(certs::Certs),
@@ -84,11 +91,13 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         None => demo::run(),
         Some(Command::Generate(command)) => command.run(),
+        Some(Command::Chat(command)) => command.run(),
         Some(Command::Status(command)) => command.run(),
         Some(Command::Placement(command)) => command.run(),
         Some(Command::Forward(command)) => command.run(),
         Some(Command::Inspect(command)) => command.run(),
         Some(Command::Serve(command)) => command.run(),
+        Some(Command::Rehearse(command)) => command.run(),
         Some(Command::Certs(command)) => command.run(),
         Some(Command::Bench(command)) => command.run(),
     };

@@ -1,4 +1,5 @@
-//! A coordinator that is reached over HTTP: what `generate --cluster`, `status` and `placement` share.
+//! A coordinator that is reached over HTTP: what `generate --cluster`, `chat`, `status` and
+//! `placement` share.
 //!
 //! A small client of our own API, over hyper, which the server brings along anyway. No TLS: the API listens on
 //! loopback by default, and from further away a tunnel leads there. Every wait has a bound, and every message says
@@ -81,6 +82,8 @@ pub(crate) fn cluster_url(text: &str) -> Result<ClusterUrl, String> {
 pub(crate) struct Served {
     pub(crate) model: String,
     pub(crate) numeric_class: String,
+    /// Shards of every expert.
+    pub(crate) shards: usize,
     pub(crate) config_digest: String,
     pub(crate) has_tokenizer: bool,
     pub(crate) max_new_tokens: Option<usize>,
@@ -164,6 +167,7 @@ impl Remote {
             (Some(model), Some(numeric_class), Some(config_digest)) => Ok(Served {
                 model,
                 numeric_class,
+                shards: health["shards"].as_u64().map_or(1, |count| count as usize),
                 config_digest,
                 has_tokenizer: health["has_tokenizer"].as_bool().unwrap_or(true),
                 max_new_tokens: health["max_new_tokens"].as_u64().map(|count| count as usize),
@@ -172,42 +176,55 @@ impl Remote {
         }
     }
 
+    /// Waits for something that needs this client's runtime.
+    pub(crate) fn wait<T>(&self, what: impl Future<Output = T>) -> T {
+        self.runtime.block_on(what)
+    }
+
     /// Asks for a stream of events and takes them until it is told that the last has come.
     pub(crate) fn stream(
         &self,
         path: &str,
         body: &Value,
+        take: impl FnMut(&str) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.wait(self.events(path, body, take))
+    }
+
+    /// The same within [`Remote::wait`]; whoever drops it ends the answer.
+    pub(crate) async fn events(
+        &self,
+        path: &str,
+        body: &Value,
         mut take: impl FnMut(&str) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        self.runtime.block_on(async {
-            let response = self.send("POST", path, Some(body.to_string())).await?;
-            let status = response.status();
-            if status != StatusCode::OK {
-                let body = self.collect(response).await?;
-                let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-                return Err(self.refusal(status, &body));
-            }
-            let mut body = response.into_body();
-            let mut lines = Lines::default();
-            loop {
-                let frame = match self.in_time(body.frame()).await? {
-                    None => return Err(self.cut("it ended")),
-                    Some(Err(error)) => return Err(self.cut(&error.to_string())),
-                    Some(Ok(frame)) => frame,
-                };
-                lines.push(frame.data_ref().map_or(&[], |data| data));
-                while let Some(line) = lines.next() {
-                    let Some(data) = line.strip_prefix("data:") else { continue };
-                    match data.trim_start() {
-                        "[DONE]" => return Ok(()),
-                        event => take(event)?,
-                    }
-                }
-                if lines.rest.len() > BODY_BYTES_MAX {
-                    return Err(self.stranger("it sends a line without end"));
+        let response = self.send("POST", path, Some(body.to_string())).await?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            let body = self.collect(response).await?;
+            let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+            return Err(self.refusal(status, &body));
+        }
+        let mut body = response.into_body();
+        let mut lines = Lines::default();
+        loop {
+            let frame = match self.in_time(body.frame()).await? {
+                None => return Err(self.cut("it ended")),
+                Some(Err(error)) => return Err(self.cut(&error.to_string())),
+                Some(Ok(frame)) => frame,
+            };
+            lines.push(frame.data_ref().map_or(&[], |data| data));
+            while let Some(line) = lines.next() {
+                let Some(data) = line.strip_prefix("data:") else { continue };
+                match data.trim_start() {
+                    "[DONE]" => return Ok(()),
+                    event => take(event)?,
                 }
             }
-        })
+            if lines.rest.len() > BODY_BYTES_MAX {
+                return Err(self.stranger("it sends a line without end"));
+            }
+        }
     }
 
     fn get(&self, path: &str) -> Result<(StatusCode, Value), Failure> {

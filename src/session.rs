@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coordinator::program::{self, ModelFiles, remember};
 use coordinator::texts::{TextFiles, Texts};
 use model::experts::LocalExperts;
-use model::kernel::{Kernels, NumericClass, RowType};
+use model::kernel::{Kernels, RowType};
 use model::kv::{KvCache, Sequence};
 use model::load::{self, Opened, Progress, Request};
 use model::plain::{Observe, Run, StepError, check_context, step};
@@ -52,6 +53,19 @@ pub(crate) fn config_text(model: Option<&Path>) -> Result<Vec<u8>, Failure> {
         Some(dir) => Ok(std::fs::read(dir.join("config.json"))?),
         None => Ok(include_bytes!("../demo-model/config.json").to_vec()),
     }
+}
+
+/// Opens a folder, or the demo model, with all that serving it needs.
+pub(crate) fn files(model: Option<&Path>) -> Result<ModelFiles, Failure> {
+    Ok(match model {
+        Some(dir) => ModelFiles::open(dir)?,
+        None => ModelFiles {
+            name: DEMO.to_owned(),
+            opened: open(None)?,
+            config: include_bytes!("../demo-model/config.json").to_vec(),
+            texts: Arc::new(texts(None)?),
+        },
+    })
 }
 
 /// Opens the texts of a folder, or of the demo model.
@@ -174,46 +188,13 @@ fn load_parts(opened: &Opened, kernels: Kernels, threads: usize) -> Result<Parts
 }
 
 /// Where digests are kept between runs, if the user has a place for caches.
-fn digest_cache(opened: &Opened) -> Option<DigestCache> {
+pub(crate) fn digest_cache(opened: &Opened) -> Option<DigestCache> {
     DigestCache::new(&crate::cache_folder()?.join("digests"), &opened.checkpoint)
 }
 
-/// Keeps new digests. A cache that cannot be written costs time at the next start and nothing else.
-fn remember(cache: Option<&DigestCache>, known: &Manifest, found: &Manifest) {
-    if let Some(cache) = cache
-        && found != known
-    {
-        let _ = cache.store(found);
-    }
-}
-
-/// All digests, part by part: each is read, packed, hashed and dropped. What is known already is not read.
+/// All digests of a model, those that are kept from earlier runs and all others.
 pub(crate) fn digests(opened: &Opened) -> Result<Manifest, Failure> {
-    let cache = digest_cache(opened);
-    let known = cache.as_ref().map(DigestCache::load).unwrap_or_default();
-    let kernels = Kernels::for_class(NumericClass::Portable)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let progress = Progress::default();
-    let mut manifest = known.clone();
-    let experts = opened.experts();
-    with_progress(&progress, || -> Result<(), Failure> {
-        let mut read = |trunk: bool, experts: &[_]| -> Result<(), Failure> {
-            let known = &Manifest::default();
-            let request = Request { kernels, threads, trunk, experts, digests: true, known };
-            manifest.merge(&load::load(opened, &request, &progress)?.manifest);
-            Ok(())
-        };
-        if known.trunk.is_none() {
-            read(true, &[])?;
-        }
-        let missing: Vec<_> = experts.iter().copied().filter(|id| !known.experts.contains_key(id)).collect();
-        // Some at a time, so that a model larger than memory can be hashed.
-        for some in missing.chunks(64) {
-            read(false, some)?;
-        }
-        Ok(())
-    })?;
-    manifest.config = Some(opened.config_digest);
-    remember(cache.as_ref(), &known, &manifest);
-    Ok(manifest)
+    let (progress, cache) = (Progress::default(), digest_cache(opened));
+    Ok(with_progress(&progress, || program::digests(opened, cache.as_ref(), threads, &progress))?)
 }

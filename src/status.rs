@@ -97,9 +97,13 @@ fn text(state: &Value, earlier: Option<(&Value, Duration)>, url: &str) -> String
         Some(number(place).saturating_sub(before) as f64 / elapsed.as_secs_f64().max(1e-3))
     };
     let title = format!(
-        "{}, {}: {}, epoch {}.{}",
+        "{}, {}{}: {}, epoch {}.{}",
         word(&state["model"]),
         word(&state["numeric_class"]),
+        match number("/shards") {
+            0 | 1 => String::new(),
+            shards => format!(", experts in {shards} shards"),
+        },
         word(&state["state"]),
         number("/epoch/term"),
         number("/epoch/number")
@@ -131,15 +135,57 @@ fn text(state: &Value, earlier: Option<(&Value, Duration)>, url: &str) -> String
         Some(rate) => format!("{}/s", bytes(rate as u64)),
         None => bytes(number(&format!("/data/{way}_bytes"))),
     };
+    let forwarding = match (state["data"]["forwarding"].as_str(), &state["data"]["trying"]) {
+        (Some(forwarding), Value::Bool(true)) => format!(", {forwarding} (being compared)"),
+        (Some(forwarding), _) => format!(", {forwarding}"),
+        (None, _) => String::new(),
+    };
     let _ = writeln!(
         page,
-        "trunk      {:.1} rows a batch; {} out to experts, {} back",
+        "trunk      {:.1} rows a batch{forwarding}; {} out to experts, {} back",
         if batches > 0.0 { rows / batches } else { 0.0 },
         traffic("dispatched"),
         traffic("returned")
     );
+    page += &moves(state);
+    let kinds = list(&state["nodes"])
+        .iter()
+        .flat_map(|node| list(&node["devices"]))
+        .map(|device| word(&device["kind"]));
+    if let Some(emulated) = kinds.into_iter().find(|kind| kind.contains(" emulating ")) {
+        let _ = writeln!(page, "EMULATED   {}", short(&emulated, WIDTH - 11));
+    }
     page += &nodes(state);
     page += &loads(state, earlier.map(|(earlier, elapsed)| (&earlier["loads"], elapsed)));
+    page
+}
+
+/// What moves, and what a better placement would bring; nothing, where all stays as it is.
+fn moves(state: &Value) -> String {
+    let mut page = String::new();
+    let count = |key: &str| state["moves"][key].as_u64().unwrap_or(0);
+    let (loading, waiting, lingering) = (count("loading"), count("waiting"), count("lingering"));
+    if loading + waiting + lingering > 0 {
+        let _ =
+            write!(page, "moves      {loading} loading, {waiting} wait for room, {lingering} about to go");
+        let is_blocked = state["moves"]["blocked"] == true;
+        let _ = writeln!(page, "{}", if is_blocked { "; blocked: add memory or a device" } else { "" });
+    }
+    let rebalance = &state["rebalance"];
+    if rebalance.is_object() {
+        let changes = rebalance["changes"].as_u64().unwrap_or(0);
+        let _ = writeln!(page, "rebalance  {changes} changes so far; {}", word(&rebalance["why"]));
+    }
+    let taken = list(&rebalance["taken"]).iter().map(|reckoning| ("+", reckoning));
+    let left = Some(&rebalance["left"]).filter(|left| left.is_object()).map(|left| ("-", left));
+    for (sign, reckoning) in taken.chain(left) {
+        let seconds = |key: &str| reckoning[key].as_f64().unwrap_or(0.0);
+        let (saves, costs) = (seconds("saves_s"), seconds("costs_s"));
+        for change in list(&reckoning["changes"]) {
+            let _ = writeln!(page, "         {sign} {}", word(change));
+        }
+        let _ = writeln!(page, "           saves {saves:.1} s, costs {costs:.1} s");
+    }
     page
 }
 
@@ -150,19 +196,21 @@ fn nodes(state: &Value) -> String {
     }
     // Those that need a look come first; the order is otherwise theirs.
     nodes.sort_by_key(|node| word(&node["state"]) == "serving");
-    let mut rows = vec![row(&["NODE", "STATE", "DEVICES", "ACTORS", "MEMORY USED", "RTT", "ADDRESS"])];
+    let mut rows = vec![row(&["NODE", "STATE", "DEVICES", "ACTORS", "MEMORY USED", "TRAFFIC", "ADDRESS"])];
     for node in nodes.iter().take(NODES_MAX) {
         let devices = list(&node["devices"]);
         let sum = |key: &str| devices.iter().filter_map(|device| device[key].as_u64()).sum::<u64>();
         let (used, all) = (sum("used_bytes"), sum("memory_bytes"));
-        let round_trip = node["round_trip_us"].as_f64();
+        let over = |key: &str| node["link"][key].as_u64();
+        // Both ways; --json has each.
+        let traffic = over("bytes_out").zip(over("bytes_back")).map(|(out, back)| out + back);
         rows.push(vec![
             short(&word(&node["name"]), 16),
             short(&word(&node["state"]), 10),
             devices.len().to_string(),
             sum("actors").to_string(),
             format!("{} of {}", bytes(used), bytes(all)),
-            round_trip.map_or("-".into(), time),
+            traffic.map_or("-".into(), bytes),
             short(&word(&node["address"]), 21),
         ]);
     }
@@ -301,7 +349,8 @@ pub(crate) mod tests {
             json!({"kind": "cpu", "memory_bytes": 4u64 << 30, "used_bytes": 1u64 << 30, "actors": 32});
         let node = |name: &str, number: u32, state: &str| {
             json!({"name": name, "node": number, "address": "127.0.0.1:40001", "state": state,
-                "devices": [device, device], "labels": {"rack": "r1"}, "round_trip_us": 87.4})
+                "devices": [device, device], "labels": {"rack": "r1"}, "round_trip_us": null,
+                "link": {"frames": 7, "bytes_out": 9_600_000, "bytes_back": 8_100_000, "dispatches": 2}})
         };
         let load = |expert: u32, replica: u32, node: u32, queued: u32| {
             json!({"layer": 1, "expert": expert, "replica": replica, "shard": 0, "node": node, "device": 1,
@@ -315,7 +364,7 @@ pub(crate) mod tests {
             "loads": [load(4, 0, 0, 0), load(5, 0, 1, 7), load(6, 1, 0, 0)],
             "data": {"running": 3, "waiting": 1, "tokens": 1200, "batches": 100, "rows": 340,
                 "dispatched_frames": 10, "dispatched_bytes": 12_000_000, "returned_frames": 9,
-                "returned_bytes": 11_000_000},
+                "returned_bytes": 11_000_000, "forwarding": "partial", "trying": false},
         })
     }
 
@@ -327,11 +376,11 @@ demo-model, portable: waiting, epoch 3.17                  http://127.0.0.1:8080
 missing    1 of 64 experts has no holder
 experts    63 of 64 held, 80 replicas; 2 spare devices
 requests   3 running, 1 waiting; 1200 tokens so far
-trunk      3.4 rows a batch; 12.0 MB out to experts, 11.0 MB back
+trunk      3.4 rows a batch, partial; 12.0 MB out to experts, 11.0 MB back
 
-NODE  STATE     DEVICES  ACTORS       MEMORY USED    RTT  ADDRESS
-b[2J  draining        2      64  2.1 GB of 8.6 GB  87 us  127.0.0.1:40001
-a     serving         2      64  2.1 GB of 8.6 GB  87 us  127.0.0.1:40001
+NODE  STATE     DEVICES  ACTORS       MEMORY USED  TRAFFIC  ADDRESS
+b[2J  draining        2      64  2.1 GB of 8.6 GB  17.7 MB  127.0.0.1:40001
+a     serving         2      64  2.1 GB of 8.6 GB  17.7 MB  127.0.0.1:40001
 
 BUSIEST EXPERT              NODE  DEVICE  ROWS  QUEUED     BUSY  PER ROW
 layer 1 expert 5            b[2J       1   105       7  5000 us    42 us
@@ -340,6 +389,17 @@ layer 1 expert 4            a          1   104       0  5000 us    42 us
 ";
         assert_eq!(page, expected);
         assert!(page.lines().all(|line| line.chars().count() <= WIDTH));
+    }
+
+    /// What is made up must not be taken for what this machine can do.
+    #[test]
+    fn emulated_devices_are_named() {
+        let mut state = state();
+        state["nodes"][1]["devices"][0]["kind"] = json!("cpu emulating wire=5ms");
+        state["data"]["trying"] = json!(true);
+        let page = text(&state, None, "x");
+        assert!(page.contains("EMULATED   cpu emulating wire=5ms"), "{page}");
+        assert!(page.contains("a batch, partial (being compared);"), "{page}");
     }
 
     /// A count alone says little; how it changes says a lot.
@@ -355,6 +415,27 @@ layer 1 expert 4            a          1   104       0  5000 us    42 us
         assert!(page.contains("150 tokens/s") && page.contains("5.0 rows a batch"), "{page}");
         let row = page.lines().find(|line| line.starts_with("layer 1 expert 4 ")).unwrap();
         assert!(row.contains(" 100 ") && row.contains(" 25% "), "{page}");
+    }
+
+    /// What was reckoned stands beside what was done, and what is left says why.
+    #[test]
+    fn moves_and_reckonings_are_shown() {
+        let reckoning = |change: &str, saves: f64| json!({"changes": [change], "saves_s": saves, "costs_s": 2.0, "bytes": 1});
+        let state = json!({
+            "moves": {"loading": 1, "waiting": 2, "lingering": 0, "blocked": true},
+            "rebalance": {"changes": 7, "taken": [reckoning("layer 1 expert 2 gains a replica on node 3 device 0", 30.0)],
+                "left": reckoning("layer 1 expert 4 moves", 3.0), "why": "it must save 2 times what it costs"},
+        });
+        let expected = "\
+moves      1 loading, 2 wait for room, 0 about to go; blocked: add memory or a device
+rebalance  7 changes so far; it must save 2 times what it costs
+         + layer 1 expert 2 gains a replica on node 3 device 0
+           saves 30.0 s, costs 2.0 s
+         - layer 1 expert 4 moves
+           saves 3.0 s, costs 2.0 s
+";
+        assert_eq!(moves(&state), expected);
+        assert_eq!(moves(&json!({"rebalance": null})), "");
     }
 
     /// A cluster of many nodes does not scroll away what matters, and an empty one says so.

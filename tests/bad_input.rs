@@ -57,6 +57,12 @@ fn arguments_are_checked() {
     refuse(&["7 shards", "96 wide", "1 to 6 shards"], &cut("7"));
     refuse(&["0 shards"], &cut("0"));
     refuse(&["7 shards"], &["inspect", mixtral, "--shards", "7"]);
+    refuse(&["9 shards", "128 wide", "1 to 8 shards"], &["serve", "--shards", "9"]);
+    refuse(&["no dense layers"], &["serve", "--model", mixtral, "--dense", "device"]);
+    refuse(
+        &["--shards", "--cluster"],
+        &["generate", "--prompt", "x", "--cluster", "http://x", "--shards", "2"],
+    );
     refuse(&["--threads 0"], &["generate", "--chat", "x", "--threads", "0"]);
     refuse(
         &["--kv-memory"],
@@ -68,6 +74,11 @@ fn arguments_are_checked() {
     refuse(&["600 positions"], &["inspect", mixtral, "--context", "600"]);
     refuse(&["--json"], &["generate", "--chat", "x", "--top-logprobs", "2"]);
     refuse(&["9001 positions"], &["bench", "model", "--prompt", "9000"]);
+    refuse(&["wire=5ms", "not a time in s, ms or us"], &["serve", "--emulate", "wire=5"]);
+    refuse(
+        &["--emulate", "there are none", "--embedded"],
+        &["serve", "--emulate", "wire=5ms", "--nodes", "127.0.0.1:0", "--insecure"],
+    );
     refuse(&["colour"], &["bench", "model", "--shape", "colour=3"]);
     refuse(&["weights need", "this machine has"], &["bench", "model", "--shape", "layers=200,width=65536"]);
     refuse(&["is not empty"], &["bench", "make-checkpoint", mixtral]);

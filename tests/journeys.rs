@@ -2,7 +2,12 @@
 
 mod program;
 
-use program::{Scratch, fixture, phalanx};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use program::{Scratch, command, fixture, phalanx};
 use serde_json::Value;
 
 fn stdout(arguments: &[&str]) -> String {
@@ -219,4 +224,90 @@ fn a_made_checkpoint_runs() {
     assert_eq!(figures.len(), 4);
     assert!(figures.iter().all(|f| f["tokens_per_s"].as_f64().is_some_and(|x| x > 0.0)));
     assert_eq!(figures[0]["experts_touched_per_step"], 4.0);
+}
+
+/// A server of the demo model, and what it says one should try.
+struct Serving {
+    child: Child,
+    /// The two lines of the command.
+    said: [String; 2],
+    address: String,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Serving {
+    fn start() -> Self {
+        let mut command = command(&["serve", "--http", "127.0.0.1:0"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let mut lines = lines.map(|line| line.expect("UTF-8"));
+        let said = ["curl http://", "-d '"]
+            .map(|begins| lines.find(|line| line.trim_start().starts_with(begins)).expect("it is said"));
+        let address = said[0].split("http://").nth(1).and_then(|url| url.split('/').next()).expect("a URL");
+        let serving = Self { child, address: address.to_owned(), said };
+        let start = Instant::now();
+        while !serving.send("GET", "/ready", "").starts_with("HTTP/1.1 200") {
+            assert!(start.elapsed() < Duration::from_secs(60), "it is never ready");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        serving
+    }
+
+    fn begin(&self, method: &str, path: &str, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).expect("it listens");
+        let head = "host: x\r\nconnection: close\r\ncontent-type: application/json\r\n";
+        let request =
+            format!("{method} {path} HTTP/1.1\r\n{head}content-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(request.as_bytes()).expect("it reads");
+        stream
+    }
+
+    fn send(&self, method: &str, path: &str, body: &str) -> String {
+        let mut answer = String::new();
+        self.begin(method, path, body).read_to_string(&mut answer).expect("UTF-8");
+        answer
+    }
+
+    /// Sends what it says one should try.
+    fn try_it(&self) -> String {
+        let path = self.said[0].split(&self.address).nth(1).and_then(|rest| rest.split(' ').next());
+        let body = self.said[1].trim().strip_prefix("-d '").and_then(|rest| rest.strip_suffix('\''));
+        self.send("POST", path.expect("a path"), body.expect("a body"))
+    }
+}
+
+/// What `serve` says one should try is the README's command, and its answer is right.
+#[test]
+fn the_command_that_serve_prints_is_answered_rightly() {
+    let serving = Serving::start();
+    let readme = include_str!("../README.md");
+    let first = serving.said[0].replace(&serving.address, "127.0.0.1:8080");
+    assert!(readme.contains(&first) && readme.contains(&serving.said[1]), "{:?}", serving.said);
+    let answer = serving.try_it();
+    assert!(answer.contains(r#""content":"1249;""#), "{answer}");
+}
+
+/// A client that goes in the middle of its answer must not take the server with it.
+#[test]
+fn the_server_outlives_a_client_that_goes() {
+    let serving = Serving::start();
+    let body = r#"{"prompt": "x", "n": 4, "max_tokens": 400, "ignore_eos": true, "stream": true}"#;
+    for _ in 0..3 {
+        let mut stream = serving.begin("POST", "/v1/completions", body);
+        stream.read_exact(&mut [0; 600]).expect("an answer begins");
+        drop(stream);
+    }
+    let start = Instant::now();
+    while !serving.send("GET", "/cluster", "").contains(r#""running":0"#) {
+        assert!(start.elapsed() < Duration::from_secs(60), "they still run");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let answer = serving.try_it();
+    assert!(answer.contains(r#""content":"1249;""#), "{answer}");
 }

@@ -8,7 +8,7 @@ mod server;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::process::{Output, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -228,4 +228,69 @@ fn status_and_placement_show_the_cluster() {
     let json: Value = serde_json::from_str(&stdout(&["placement", "--cluster", &url, "--json"])).unwrap();
     assert_eq!(json["actors"][0]["node_name"], "a");
     thread.join().unwrap();
+}
+
+/// `phalanx chat` with its three pipes.
+fn chat(server: &Server, arguments: &[&str]) -> Child {
+    let mut command = command(&["chat", "--cluster", &server.url(), "--temperature", "0"]);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// What the API answers to a conversation.
+fn answered(server: &Server, messages: &Value) -> String {
+    let body = json!({"messages": messages, "temperature": 0, "max_tokens": 9}).to_string();
+    let answer = server.post("/v1/chat/completions", &body).json();
+    answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+}
+
+/// A later message is answered with the earlier ones in mind.
+#[test]
+fn a_chat_keeps_its_conversation() {
+    let server = Server::start();
+    let mut child = chat(&server, &["--max-tokens", "9"]);
+    child.stdin.take().unwrap().write_all(b"sort 7315=\n\nrev abcde=\n").unwrap();
+    let mut messages = json!([{"role": "user", "content": "sort 7315="}]);
+    let first = answered(&server, &messages);
+    assert_eq!(first, "1357;");
+    let more =
+        [json!({"role": "assistant", "content": first}), json!({"role": "user", "content": "rev abcde="})];
+    messages.as_array_mut().unwrap().extend(more);
+    let second = answered(&server, &messages);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", shown(&output));
+    let expected = if second.is_empty() { format!("{first}\n\n") } else { format!("{first}\n{second}\n") };
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+
+    // A program hears of what went wrong.
+    let mut child = chat(&server, &[]);
+    child.stdin.take().unwrap().write_all("x".repeat(600).as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", shown(&output));
+    assert!(shown(&output).contains("context is 512"), "{}", shown(&output));
+}
+
+/// Ctrl-C ends the answer and leaves nobody computing it; the next ends the program.
+#[test]
+fn a_chat_is_interrupted() {
+    let server = Server::start();
+    let mut child = chat(&server, &[]);
+    let interrupt = |child: &Child| {
+        let pid = child.id().to_string();
+        assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    };
+    let (mut input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    server.hold_after(2);
+    input.write_all(b"sort 7315=\n").unwrap();
+    let mut said = [0; 2];
+    output.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"13");
+    interrupt(&child);
+    server.wait("the cancel", |server| server.cancelled() == 1 && server.running() == 0);
+    server.hold(false);
+    let mut end = [0; 1];
+    output.read_exact(&mut end).unwrap();
+    assert_eq!(&end, b"\n");
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use actix::{Actor, Addr, Arbiter, ArbiterHandle};
+use actix::{Actor, Addr, ArbiterHandle};
 use model::kernel::{Admission, RowType};
 use model::load::Opened;
 use model::pool::Pool;
@@ -25,9 +25,12 @@ use crate::control::cluster::Demand;
 use crate::control::membership::{Membership, MembershipSettings};
 use crate::control::placer::{Placer, PlacerSettings};
 use crate::control::publisher::Publisher;
+use crate::control::rebalance::Rebalancer;
+use crate::control::stop;
 use crate::control::store::TermStore;
 use crate::control::view;
 use crate::data::actor::{Ask, Cancel, DataActor, Submit};
+use crate::data::flow::Forwarding;
 use crate::data::request::{RequestId, Submission};
 use crate::data::start::{DataSettings, data_actor};
 use crate::weights::Weights;
@@ -74,6 +77,9 @@ pub enum StartError {
         /// What the system said.
         why: std::io::Error,
     },
+    /// More shards than actors can be told apart by.
+    #[error("{0} shards of every expert, a cluster takes at most {max}; lower --shards", max = u8::MAX)]
+    Shards(usize),
     /// The checkpoint lacks an expert.
     #[error(transparent)]
     Checkpoint(#[from] model::checkpoint::CheckpointError),
@@ -112,9 +118,19 @@ pub struct Coordinator {
     control: Addr<ControlActor>,
     model: String,
     numeric_class: String,
+    shards: usize,
 }
 
-/// Starts the actors: the data actor on one arbiter, the control actor on another. Within a system of actix.
+/// The threads of the two actors. Never one for both: what the data plane does never delays what nodes say.
+#[derive(Debug, Clone)]
+pub struct Arbiters {
+    /// Of the data actor.
+    pub data: ArbiterHandle,
+    /// Of the control actor.
+    pub control: ArbiterHandle,
+}
+
+/// Starts the actors. Within a system of actix.
 pub fn start(
     settings: Settings,
     opened: &Arc<Opened>,
@@ -123,6 +139,7 @@ pub fn start(
     buffers: &Buffers,
     listeners: Vec<Listener>,
     model: String,
+    arbiters: &Arbiters,
 ) -> Result<Coordinator, StartError> {
     let system = |what: &'static str| move |why: std::io::Error| StartError::System { what, why };
     let terms = TermStore::new(settings.data_folder.as_deref()).map_err(system("the data directory"))?;
@@ -130,12 +147,13 @@ pub fn start(
     let demand = demand(opened, &settings)?;
     let (observe, observed) = mpsc::unbounded_channel();
     let actor = data_actor(trunk, pool, &settings.data, observe).map_err(system("the trunk's thread"))?;
-    let data = on(&Arbiter::new().handle(), move |_| actor);
+    let data = on(&arbiters.data, move |_| actor);
     let now = Instant::now();
     let parts = ControlParts {
         membership: Membership::new(settings.membership.clone(), stored, now),
         publisher: Publisher::new(demand.clone()),
         placer: Placer::new(settings.placer.clone(), now),
+        rebalancer: settings.placer.rebalance.map(|rebalance| Rebalancer::new(rebalance, now)),
         demand,
         limits: settings.limits,
         config: settings.config.clone(),
@@ -147,9 +165,9 @@ pub fn start(
         observed,
         listeners,
     };
-    let control = on(&Arbiter::new().handle(), move |_| ControlActor::new(parts));
+    let control = on(&arbiters.control, move |_| ControlActor::new(parts));
     let numeric_class = settings.admission.kernels.class().to_string();
-    Ok(Coordinator { data, control, model, numeric_class })
+    Ok(Coordinator { data, control, model, numeric_class, shards: opened.spec.shards })
 }
 
 fn on<A>(arbiter: &ArbiterHandle, make: impl FnOnce(&mut A::Context) -> A + Send + 'static) -> Addr<A>
@@ -162,10 +180,17 @@ where
 /// What has to be placed, with the bytes that experts really have.
 fn demand(opened: &Opened, settings: &Settings) -> Result<Demand, StartError> {
     let exact = settings.admission.kernels.class().row_type() == RowType::F32;
-    let mut demand = Demand::new(&opened.spec, 1, 2, settings.data.dense_out);
+    let spec = &opened.spec;
+    let shards = u8::try_from(spec.shards).map_err(|_| StartError::Shards(spec.shards))?;
+    let mut demand = Demand::new(spec, shards, 2, settings.data.dense_out);
     for (layer, of) in &mut demand.layers {
         let first = ExpertId { layer: *layer, expert: 0 };
-        of.shard_bytes = ExpertPlan::new(&opened.checkpoint, &opened.spec, first)?.bytes(exact) as u64;
+        of.shard_bytes = 0;
+        // Shards differ by a unit of the width; room is counted for the largest.
+        for shard in 0..spec.shards {
+            let plan = ExpertPlan::shard(&opened.checkpoint, spec, first, shard)?;
+            of.shard_bytes = of.shard_bytes.max(plan.bytes(exact) as u64);
+        }
     }
     Ok(demand)
 }
@@ -174,6 +199,17 @@ impl Coordinator {
     /// The data actor.
     pub fn data(&self) -> &Addr<DataActor> {
         &self.data
+    }
+
+    /// Takes no more requests; those that it has go on.
+    pub async fn leave(&self) {
+        // An error: it has ended already.
+        let _ = self.control.send(stop::Leave).await;
+    }
+
+    /// Ends the links to all nodes, in words.
+    pub async fn close(&self) {
+        let _ = self.control.send(stop::Close).await;
     }
 }
 
@@ -185,8 +221,9 @@ impl Backend for Coordinator {
     }
 
     fn cancel(&self, id: RequestId) {
-        let sent = self.data.send(Cancel(id));
-        actix::spawn(async move { sent.await.ok() });
+        // Nothing is waited for, and so nothing is spawned: whoever drops a request is in no arbiter, and may be in the
+        // middle of an unwinding.
+        self.data.do_send(Cancel(id));
     }
 
     fn health(&self) -> Soon<'_, Health> {
@@ -202,6 +239,16 @@ impl Backend for Coordinator {
             let report = data.await.unwrap_or_default();
             view["model"] = json!(self.model);
             view["numeric_class"] = json!(self.numeric_class);
+            view["shards"] = json!(self.shards);
+            for node in view["nodes"].as_array_mut().into_iter().flatten() {
+                let over = report.over_links.iter().find(|link| node["node"] == link.node.0);
+                node["link"] = over.map_or(Value::Null, |link| {
+                    json!({
+                        "frames": link.frames, "bytes_out": link.bytes_out, "bytes_back": link.bytes_back,
+                        "dispatches": link.dispatches,
+                    })
+                });
+            }
             view["data"] = json!({
                 "running": report.running,
                 "waiting": report.waiting,
@@ -212,6 +259,11 @@ impl Backend for Coordinator {
                 "dispatched_bytes": report.dispatched_bytes,
                 "returned_frames": report.returned_frames,
                 "returned_bytes": report.returned_bytes,
+                "groups": report.groups,
+                "group_rows": report.group_rows,
+                "forwarding": report.forwarding.map(Forwarding::name),
+                "trying": report.trying,
+                "trials": report.trials,
             });
             view
         })

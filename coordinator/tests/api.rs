@@ -148,7 +148,7 @@ fn refusals_have_status_and_shape() {
         (with("temperature", json!("warm")), 400, "`temperature` should be a number, found a string"),
         (with("top_p", json!(7)), 400, "top_p is 7"),
         (with("logit_bias", json!({"4000": 1})), 400, "vocabulary"),
-        (with("n", json!(3)), 400, "`n`"),
+        (with("n", json!(33)), 400, "`n`"),
         (with("echo", json!(true)), 400, "`echo`"),
         (with("tools", json!([])), 400, "`tools`"),
         (with("phalanx", json!({"on_missing": "drop"})), 400, "exact"),
@@ -296,6 +296,55 @@ fn a_stream_that_fails_says_so() {
     assert_eq!(end["error"]["code"], "deadline_exceeded");
 }
 
+/// Clients list models before they ask, and look one up by a name that may have a slash.
+#[test]
+fn the_model_is_listed() {
+    let server = Server::start();
+    let list = server.get("/v1/models").json();
+    let one = &list["data"][0];
+    assert_eq!((&list["object"], list["data"].as_array().unwrap().len()), (&json!("list"), 1));
+    assert_eq!((&one["id"], &one["object"]), (&json!("demo"), &json!("model")));
+    assert_eq!((&one["max_model_len"], &one["owned_by"]), (&json!(server.context_max), &json!("phalanx")));
+    assert!(one["created"].as_u64().unwrap() > 1_700_000_000);
+    assert_eq!(&server.get("/v1/models/demo").json(), one);
+    assert_eq!(&server.get("/v1/models/d%65mo").json(), one);
+    for other in ["some/model", "%ff", "demo%2F"] {
+        let answer = server.get(&format!("/v1/models/{other}"));
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &json!("model_not_found")));
+    }
+    assert_eq!(server.post("/v1/models", "{}").status, 405);
+}
+
+/// Ids of a text are those that its completion begins with, and their text is that text.
+#[test]
+fn texts_become_ids_and_ids_become_texts() {
+    let server = Server::start();
+    for text in [PROMPT, "", "é\u{1F600}\n", "<|bos|>x", &"long ".repeat(5000)] {
+        let answer = server.post("/tokenize", &json!({"prompt": text, "model": "demo"}).to_string()).json();
+        let ids = server::encode(text);
+        assert_eq!(answer["tokens"], json!(ids));
+        assert_eq!((&answer["count"], &answer["token_strs"]), (&json!(ids.len()), &Value::Null));
+        assert_eq!(answer["max_model_len"], server.context_max);
+        let back = server.post("/detokenize", &json!({"tokens": ids}).to_string());
+        assert_eq!(back.json(), json!({"prompt": text}));
+    }
+    let body = json!({"prompt": "a", "return_token_strs": true, "add_special_tokens": false});
+    assert_eq!(server.post("/tokenize", &body.to_string()).json()["token_strs"], json!(["a"]));
+    for (path, body, param) in [
+        ("/tokenize", json!({}), "prompt"),
+        ("/tokenize", json!({"prompt": [1]}), "prompt"),
+        ("/tokenize", json!({"prompt": "x", "tokens": 1}), "tokens"),
+        ("/tokenize", json!({"prompt": "x", "add_special_tokens": 1}), "add_special_tokens"),
+        ("/detokenize", json!({}), "tokens"),
+        ("/detokenize", json!({"tokens": "x"}), "tokens"),
+        ("/detokenize", json!({"tokens": [99999]}), "tokens"),
+    ] {
+        let answer = server.post(path, &body.to_string());
+        assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!(param)), "{path} {body}");
+    }
+    assert_eq!(server.post("/tokenize", &json!({"prompt": "x", "model": "m"}).to_string()).status, 404);
+}
+
 /// Busy, loading and stopping are told apart, and each says when to come again.
 #[test]
 fn who_cannot_be_served_now_hears_when_to_come_again() {
@@ -308,7 +357,7 @@ fn who_cannot_be_served_now_hears_when_to_come_again() {
     server.set_busy(false);
     server.set_state(State::Loading, "12 of 64 experts have no holder; nodes: 2");
     let (answer, health) = (completion(&server, &body), server.get("/health"));
-    for answer in [&answer, &health] {
+    for answer in [&answer, &health, &server.get("/ready")] {
         assert_eq!(answer.status, 503);
         assert!(answer.headers.contains("retry-after: ") && answer.text().contains("12 of 64 experts"));
     }
@@ -316,7 +365,7 @@ fn who_cannot_be_served_now_hears_when_to_come_again() {
     // An expert that is lost is waited for by those who need it.
     server.set_state(State::Waiting, "1 of 64 experts has no holder");
     assert_eq!(completion(&server, &body).status, 200);
-    assert_eq!(server.get("/health").status, 503);
+    assert_eq!((server.get("/health").status, server.get("/ready").status), (503, 200));
     server.set_state(State::Serving, "");
     let health = server.get("/health");
     assert_eq!((health.status, &health.json()["status"]), (200, &json!("serving")));

@@ -2,10 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a test's answer")]
 
 mod control {
+    mod improve;
+    mod loads;
     mod make;
     mod membership;
     mod placement;
     mod placement_property;
     mod publisher;
+    mod rebalance;
     mod stability;
 }

@@ -211,6 +211,7 @@ pub fn load(opened: &Opened, request: &Request<'_>, progress: &Progress) -> Resu
         }
         work();
     });
+    regions.values().for_each(|region| region.settle());
     let gathered = gathered.into_inner().unwrap_or_else(PoisonError::into_inner);
     finish(opened, request, gathered)
 }
@@ -226,21 +227,24 @@ pub struct LoadedShard {
     pub warnings: Vec<String>,
 }
 
-/// Loads shard `index` of expert `id` on this thread: what one device holds. Where experts are not cut, that is all of
-/// it. With `digest` the whole expert is read and hashed, however small the shard.
+/// Loads shard `index` of expert `id` on this thread: what one device holds. Where `spec` does not cut experts, that is
+/// all of it. With `digest` the whole expert is read and hashed, however small the shard.
 ///
 /// Panics if the model has no such shard.
 pub fn load_shard(
-    opened: &Opened,
+    checkpoint: &Checkpoint,
+    spec: &Spec,
     kernels: Kernels,
     id: ExpertId,
     index: usize,
     digest: bool,
 ) -> Result<LoadedShard, LoadError> {
     let exact = exact(kernels);
-    let plan = ExpertPlan::shard(&opened.checkpoint, &opened.spec, id, index)?;
+    let plan = ExpertPlan::shard(checkpoint, spec, id, index)?;
     let mut reader = Reader::new(exact, digest);
-    let (block, digest) = plan.load(&Arc::new(Region::new(plan.bytes(exact))), &mut reader)?;
+    let region = Arc::new(Region::new(plan.bytes(exact)));
+    let (block, digest) = plan.load(&region, &mut reader)?;
+    region.settle();
     let warnings = warnings(reader.nan_tensors, reader.rounded_tensors);
     Ok(LoadedShard { block, digest, warnings })
 }

@@ -6,7 +6,7 @@
 //!
 //! Spinning pays when the next run comes within microseconds (a decode step has some hundred of them), and
 //! costs the neighbours when it does not. So threads on shared cores spin for 20 us only; threads that
-//! were given cores of their own may spin longer.
+//! were given cores of their own, or whose callers take turns, spin longer.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -21,6 +21,10 @@ const SPIN_SHARED: Duration = Duration::from_micros(20);
 
 /// The same on cores given to the pool alone.
 const SPIN_OWNED: Duration = Duration::from_micros(500);
+
+/// The same where threads take turns at the pool: until the next of them has what it computes. A layer of a cluster in
+/// one process is some four such turns, and a worker that has parked is late for each.
+const SPIN_TURNS: Duration = Duration::from_micros(150);
 
 /// More threads than this are a mistake in a configuration.
 const THREADS_MAX: usize = 1024;
@@ -66,6 +70,15 @@ impl Pool {
     /// A pool of `threads` threads, of which the caller of [`Pool::run`] is one. With `cores`, worker `t` is
     /// pinned to `cores[t]` (and the calling thread by [`Pool::pin_caller`]); without, nothing is pinned.
     pub fn new(threads: usize, cores: Option<&[usize]>) -> Pool {
+        Self::spinning(threads, cores, if cores.is_some() { SPIN_OWNED } else { SPIN_SHARED })
+    }
+
+    /// A pool at which a trunk and the devices of nodes take turns.
+    pub fn for_turns(threads: usize, cores: Option<&[usize]>) -> Pool {
+        Self::spinning(threads, cores, if cores.is_some() { SPIN_OWNED } else { SPIN_TURNS })
+    }
+
+    fn spinning(threads: usize, cores: Option<&[usize]>, spin: Duration) -> Pool {
         assert!(
             (1..=THREADS_MAX).contains(&threads),
             "a pool of {threads} threads, expected 1 to {THREADS_MAX}"
@@ -82,7 +95,7 @@ impl Pool {
             caller_parked: AtomicBool::new(false),
             caller: Mutex::new(None),
             panic: Mutex::new(None),
-            spin: if cores.is_some() { SPIN_OWNED } else { SPIN_SHARED },
+            spin,
         });
         let workers = (1..threads)
             .map(|thread| {

@@ -38,6 +38,11 @@ impl RowBuffer {
         }
     }
 
+    /// The type of its values.
+    pub fn row_type(&self) -> RowType {
+        self.row
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows

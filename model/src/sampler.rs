@@ -130,6 +130,11 @@ impl Sampling {
         Sampling(SamplingFields::default())
     }
 
+    /// The same choice with other random numbers.
+    pub fn with_seed(&self, seed: u64) -> Sampling {
+        Sampling(SamplingFields { seed, ..self.0.clone() })
+    }
+
     /// The fields.
     pub fn fields(&self) -> &SamplingFields {
         &self.0

@@ -219,8 +219,8 @@ fn a_shard_loaded_alone_is_that_shard() {
                     assert!(alone.others.is_empty() && alone.down_bias.is_none() | (index == 0), "{what}");
                     let kernels =
                         kernels_of(if exact { NumericClass::F32 } else { NumericClass::Portable })[0];
-                    let loaded =
-                        load_shard(&opened, kernels, id, index, true).unwrap_or_else(|e| panic!("{e}"));
+                    let loaded = load_shard(&opened.checkpoint, &opened.spec, kernels, id, index, true);
+                    let loaded = loaded.unwrap_or_else(|e| panic!("{e}"));
                     assert_same_block(&loaded.block, wanted, &what);
                     assert_eq!(loaded.digest, digest, "{what}");
                     let (unhashed, none) = load(&plan, exact, false);

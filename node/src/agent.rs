@@ -26,7 +26,7 @@ use transport::wire::control::{CloseReason, words};
 
 use crate::batcher::LinkId;
 use crate::device::Device;
-use crate::expert::{Fall, LinkEnded};
+use crate::expert::{Fall, Leave, LinkEnded};
 use crate::fetch::{Asks, Fetcher};
 use crate::handle::{Command, NodeStatus};
 use crate::holdings::{Action, Holdings};
@@ -70,8 +70,8 @@ pub struct Agent {
 /// The model that the coordinators serve.
 struct Model {
     config: Digest,
+    /// With the cluster's shards.
     spec: Arc<Spec>,
-    shards: u8,
     source: Option<Arc<dyn Source>>,
 }
 
@@ -171,16 +171,30 @@ impl Agent {
             labels: self.settings.labels.clone(),
             term: self.holdings.term(),
             checkpoint: self.settings.own_copy.as_ref().map(|own| *own.config_digest().0.as_bytes()),
-            held: self.holdings.standing(),
+            held: self.holdings.held(),
         }
     }
 
     /// A coordinator took this node in: the model is known from here on.
     fn joined(&mut self, link: LinkId, joined: Joined) -> Result<(), String> {
-        let config = Digest::of(&joined.config);
-        if self.model.as_ref().is_some_and(|model| model.config != config) {
+        let (config, shards) = (Digest::of(&joined.config), usize::from(joined.shards));
+        if let Some(model) = self.model.as_ref().filter(|it| it.config != config || it.spec.shards != shards)
+        {
             if self.sessions.values().any(|session| session.is_joined) {
-                return Err("this node serves another model for another coordinator".to_owned());
+                return Err(match model.config == config {
+                    true => format!(
+                        "this node serves the model in {} shards for another coordinator, this one cuts it into \
+                         {shards}; start both with the same --shards",
+                        model.spec.shards
+                    ),
+                    false => "this node serves another model for another coordinator".to_owned(),
+                });
+            }
+            // At once, and not when the supervisors come to it: the next dispatch means the new model's experts.
+            for actor in self.holdings.standing() {
+                if let Some(entry) = self.floor.directory.remove(actor) {
+                    post(&entry.address, Leave);
+                }
             }
             self.holdings.handle_other_model();
             self.model = None;
@@ -188,9 +202,11 @@ impl Agent {
         if self.model.is_none() {
             let spec = Config::parse(Path::new("the coordinator's config.json"), &joined.config)
                 .and_then(|config| family::spec(&config))
+                .map_err(|why| format!("this node cannot serve the model: {why}"))?
+                .with_shards(shards)
                 .map_err(|why| format!("this node cannot serve the model: {why}"))?;
             let columns = u32::try_from(spec.hidden).map_err(|_| "rows too long for a frame".to_owned())?;
-            self.floor.shape.set(Some(RowShape { row: self.row, columns }));
+            self.floor.shape.set(Some(RowShape::new(self.row, columns, shards)));
             let own = self.settings.own_copy.clone().filter(|own| {
                 let is_same = own.config_digest() == config;
                 if !is_same {
@@ -207,10 +223,11 @@ impl Agent {
                 Some(Arc::new(fetcher) as Arc<dyn Source>)
             };
             let source = own.map(|own| own as Arc<dyn Source>).or_else(fetcher);
-            self.model = Some(Model { config, spec, shards: joined.shards, source });
+            self.model = Some(Model { config, spec, source });
         }
         let Some(session) = self.sessions.get_mut(&link) else { return Ok(()) };
         session.is_joined = true;
+        self.floor.joined.borrow_mut().insert(link);
         tracing::info!(coordinator = session.name(), node = joined.node, term = joined.term, "joined");
         self.holdings.handle_linked(session.name());
         // It knows nothing of what actors have done.
@@ -262,8 +279,9 @@ impl Agent {
         let Some((device, _)) = self.devices.get(usize::from(assignment.device)) else {
             return Err(format!("device {} of {}", assignment.device, self.devices.len()));
         };
-        if model.shards != 1 || shard != 0 {
-            return Err(format!("shard {shard} of {}: this node computes whole experts only", model.shards));
+        let (shard, shards) = (usize::from(shard), model.spec.shards);
+        if shard >= shards {
+            return Err(format!("shard {shard} of experts that are cut into {shards}, counted from 0"));
         }
         if !model.spec.has_expert(layer as usize, expert as usize) {
             return Err(format!("the model has no expert {expert} in layer {layer}"));
@@ -276,6 +294,8 @@ impl Agent {
         Ok(Errand {
             ticket,
             expert: ExpertId { layer, expert },
+            shard,
+            spec: Arc::clone(&model.spec),
             digest: assignment.digest,
             device: Arc::clone(device),
             source: Arc::clone(source),
@@ -287,16 +307,21 @@ impl Agent {
     /// Tells coordinators what has changed since they were told.
     fn tell_loads(&mut self) {
         let mut loads = self.floor.directory.loads();
-        self.loads_told.retain(|actor, _| loads.iter().any(|load| load.actor == *actor));
+        // They come in the order of their actors.
+        self.loads_told.retain(|actor, _| loads.binary_search_by_key(actor, |load| load.actor).is_ok());
         loads.retain(|load| self.loads_told.get(&load.actor) != Some(load));
+        let mut is_behind = false;
         for session in self.sessions.values_mut() {
             session.say_on();
-            // Who is behind is told the rest at the next time.
             if session.is_joined && session.unsaid.is_empty() && !loads.is_empty() {
                 session.say(ToCoordinator::Loads(loads.clone()));
             }
+            is_behind |= session.is_joined && !session.unsaid.is_empty();
         }
-        self.loads_told.extend(loads.into_iter().map(|load| (load.actor, load)));
+        // Who is behind is told at the next time; to the others a total says nothing new.
+        if !is_behind {
+            self.loads_told.extend(loads.into_iter().map(|load| (load.actor, load)));
+        }
     }
 
     /// Says that it wants to leave, and leaves when all links have ended.
@@ -401,6 +426,7 @@ impl Handler<Unlinked> for Agent {
     type Result = ();
 
     fn handle(&mut self, Unlinked { link }: Unlinked, context: &mut Self::Context) {
+        self.floor.joined.borrow_mut().remove(&link);
         if let Some(session) = self.sessions.remove(&link) {
             let name = session.name();
             if !self.sessions.values().any(|other| other.is_joined && other.name() == name) {

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::kernel::{Admission, Kernels, NumericClass, Path as KernelPath};
 use model::load::Opened;
 use model::pool::Pool as ComputePool;
 use phalanx_node::config::{Address, Bytes, CarrierName, Config};
 use phalanx_node::host::Host;
+use phalanx_node::runtime::Actors;
 use phalanx_node::settings::{BATCH_ROWS_MAX, LEAVE_MAX, UNNAMED_CLUSTER};
 use phalanx_node::source::OwnCopy;
 use phalanx_node::{CoordinatorAddress, NodeHandle, Runtime, RuntimeSettings, Settings};
@@ -65,8 +65,9 @@ pub(crate) async fn node(config: Config) -> Result<Assembled, Failure> {
         return Err("no coordinator to join; give at least one with --coordinator HOST:PORT".into());
     }
     let host = Host::read();
-    let admission = admission(config.numeric_class, config.kernel_path)?;
-    let threads = threads(&config, &host)?;
+    let admission = settings::compute::admission(config.numeric_class, config.kernel_path)?;
+    admission.messages.iter().for_each(|message| tracing::warn!("{message}"));
+    let threads = settings::compute::threads(config.threads, config.cores.as_ref())?;
     let devices = devices(&config, &host)?;
     let own_copy = own_copy(config.model.as_deref(), config.data.as_deref())?;
     let identity = identity(&config).await?;
@@ -91,7 +92,7 @@ pub(crate) async fn node(config: Config) -> Result<Assembled, Failure> {
     let runtime = Runtime::start(RuntimeSettings {
         kernels,
         pool: Arc::new(ComputePool::new(threads, cores)),
-        arbiters: 1,
+        actors: Actors::Own(1),
         spin: if cores.is_some() { SPIN_OWNED } else { Duration::ZERO },
         on_busy: None,
     })
@@ -115,6 +116,7 @@ pub(crate) async fn node(config: Config) -> Result<Assembled, Failure> {
         batch_rows_max: config.batch_rows_max.unwrap_or(BATCH_ROWS_MAX),
         leave_max: LEAVE_MAX,
         links: Some(links),
+        emulation: config.emulate,
     };
     let (name, count, memory) = (settings.name.clone(), settings.devices.len(), settings.devices[0]);
     let node = phalanx_node::start(&runtime, settings)?;
@@ -122,46 +124,6 @@ pub(crate) async fn node(config: Config) -> Result<Assembled, Failure> {
     tracing::info!(%name, %class, path = %kernels.path(), threads, devices = count, memory_bytes = memory, "started");
     let renewal = identity.map(|identity| (identity.tls, Some(identity.folder), links_told));
     Ok(Assembled { node, _runtime: runtime, renewal })
-}
-
-/// The kernels asked for, admitted by their self-test.
-fn admission(class: Option<NumericClass>, path: Option<KernelPath>) -> Result<Admission, Failure> {
-    let wanted = class.unwrap_or_else(|| match path {
-        Some(KernelPath::Avx512Bf16) => NumericClass::Avx512Bf16,
-        Some(_) => NumericClass::Portable,
-        None => Kernels::best().class(),
-    });
-    if let Some(path) = path {
-        return Ok(Kernels::admitted_of(wanted, &[path])?);
-    }
-    let admission = match Kernels::admitted(wanted) {
-        Err(why) if class.is_none() => {
-            tracing::warn!(%why, "using the class portable");
-            Kernels::admitted(NumericClass::Portable)?
-        }
-        other => other?,
-    };
-    admission.messages.iter().for_each(|message| tracing::warn!("{message}"));
-    Ok(admission)
-}
-
-fn threads(config: &Config, host: &Host) -> Result<usize, Failure> {
-    let threads = match (config.threads, &config.cores) {
-        (Some(threads), _) => threads,
-        (None, Some(cores)) => cores.0.len(),
-        (None, None) => host.cores,
-    };
-    if !(1..=1024).contains(&threads) {
-        return Err(format!("--threads {threads}: 1 to 1024 are supported").into());
-    }
-    match &config.cores {
-        Some(cores) if cores.0.len() < threads => Err(format!(
-            "--cores names {} cores for {threads} threads; name as many, or lower --threads",
-            cores.0.len()
-        )
-        .into()),
-        _ => Ok(threads),
-    }
 }
 
 /// Bytes of weights for each device.

@@ -11,15 +11,11 @@ use std::str::FromStr;
 
 use clap::Args;
 use model::kernel::{NumericClass, Path as KernelPath};
-use serde::de::{self, Deserialize, Deserializer};
+use serde::de::{Deserialize, Deserializer};
+use settings::values::{one_or_many, written, written_or_none};
+pub use settings::{Bytes, Cores, LogFormat};
 
-/// A number of bytes: `123`, `512M`, `4G`, `1.5T`; powers of 1024.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bytes(pub u64);
-
-/// A list of cores: `0,1` or `4-7`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cores(pub Vec<usize>);
+use crate::emulation::Emulation;
 
 /// Where a coordinator listens: `HOST:PORT`, `tcp:HOST:PORT`, `quic:HOST:PORT`, `shm:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,15 +44,6 @@ pub struct Label {
     pub key: String,
     /// `r1`
     pub value: String,
-}
-
-/// How the log is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Lines,
-    /// One JSON object for each line.
-    Json,
 }
 
 /// What a person says of a node. Nothing has to be said but a coordinator.
@@ -129,17 +116,23 @@ pub struct Config {
     /// Numeric class: f32, portable or avx512bf16; all of a cluster compute in one. Default: the fastest that
     /// runs here.
     #[arg(long, value_name = "CLASS", env = "PHALANX_NODE_NUMERIC_CLASS")]
-    #[serde(deserialize_with = "from_text")]
+    #[serde(deserialize_with = "written_or_none")]
     pub numeric_class: Option<NumericClass>,
 
     /// Force the instructions that compute the class (plain, avx2, avx512f, avx512bf16).
-    #[arg(long, value_name = "PATH", env = "PHALANX_NODE_KERNEL_PATH", value_parser = kernel_path)]
-    #[serde(deserialize_with = "from_kernel_path")]
+    #[arg(long, value_name = "PATH", env = "PHALANX_NODE_KERNEL_PATH")]
+    #[serde(deserialize_with = "written_or_none")]
     pub kernel_path: Option<KernelPath>,
 
     /// Most rows that an actor computes at once. Default: 512.
     #[arg(long, value_name = "N", env = "PHALANX_NODE_BATCH_ROWS_MAX")]
     pub batch_rows_max: Option<u32>,
+
+    /// Emulate devices and a wire that are slower than this machine's, to see what they do to a cluster: experts
+    /// compute their real bits, but answer no earlier. For example device=2ms+4ms/row,wire=5ms: a device takes
+    /// 2 ms for a batch and 4 ms for each row of it, a frame is 5 ms under way in each direction.
+    #[arg(long, value_name = "WHAT", env = "PHALANX_NODE_EMULATE")]
+    pub emulate: Option<Emulation>,
 
     /// How the log is written: lines or json. Default: lines.
     #[arg(long, value_name = "FORMAT", env = "PHALANX_NODE_LOG")]
@@ -153,7 +146,7 @@ pub struct Config {
 impl Config {
     /// Reads a file's text; `file` is for messages.
     pub fn parse(file: &str, text: &str) -> Result<Self, String> {
-        toml::from_str(text).map_err(|why| format!("{file}: {why}"))
+        settings::program::parse(file, text)
     }
 
     /// This, and `below` where this says nothing.
@@ -175,6 +168,7 @@ impl Config {
             numeric_class: self.numeric_class.or(below.numeric_class),
             kernel_path: self.kernel_path.or(below.kernel_path),
             batch_rows_max: self.batch_rows_max.or(below.batch_rows_max),
+            emulate: self.emulate.or(below.emulate),
             log: self.log.or(below.log),
             log_level: self.log_level.or(below.log_level),
         }
@@ -183,52 +177,6 @@ impl Config {
 
 fn or<T>(above: Vec<T>, below: Vec<T>) -> Vec<T> {
     if above.is_empty() { below } else { above }
-}
-
-impl FromStr for Bytes {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not a size; write for example 512M or 4G");
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let shift =
-            match text[digits.len()..].to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
-                "" => 0,
-                "K" => 10,
-                "M" => 20,
-                "G" => 30,
-                "T" => 40,
-                _ => return Err(wrong()),
-            };
-        let value: f64 = digits.parse().map_err(|_| wrong())?;
-        let bytes = value * (1u64 << shift) as f64;
-        if !(bytes >= 1.0 && bytes < 2f64.powi(62)) {
-            return Err(wrong());
-        }
-        Ok(Self(bytes as u64))
-    }
-}
-
-impl FromStr for Cores {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not a list of cores; write for example 0,1 or 4-7");
-        let mut all = Vec::new();
-        for part in text.split(',') {
-            let (from, to) = part.split_once('-').unwrap_or((part, part));
-            let (from, to): (usize, usize) =
-                (from.trim().parse().map_err(|_| wrong())?, to.trim().parse().map_err(|_| wrong())?);
-            if from > to || to >= 4096 {
-                return Err(wrong());
-            }
-            all.extend(from..=to);
-        }
-        let mut distinct = all.clone();
-        distinct.sort_unstable();
-        distinct.dedup();
-        if distinct.len() == all.len() { Ok(Self(all)) } else { Err(format!("`{text}` names a core twice")) }
-    }
 }
 
 impl FromStr for Address {
@@ -276,76 +224,16 @@ impl FromStr for Label {
     }
 }
 
-impl FromStr for LogFormat {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "lines" => Ok(Self::Lines),
-            "json" => Ok(Self::Json),
-            _ => Err(format!("`{text}` is neither lines nor json")),
-        }
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        written(from)
     }
 }
 
-fn kernel_path(text: &str) -> Result<KernelPath, String> {
-    [KernelPath::Plain, KernelPath::Avx2, KernelPath::Avx512f, KernelPath::Avx512Bf16]
-        .into_iter()
-        .find(|path| path.to_string() == text)
-        .ok_or_else(|| format!("`{text}` is none of plain, avx2, avx512f, avx512bf16"))
-}
-
-/// A value that is written as text, or as a number where that is one.
-#[derive(serde::Deserialize)]
-#[serde(untagged)]
-enum Written {
-    Text(String),
-    Number(i64),
-}
-
-impl Written {
-    fn text(self) -> String {
-        match self {
-            Self::Text(text) => text,
-            Self::Number(number) => number.to_string(),
-        }
+impl<'de> Deserialize<'de> for Emulation {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        written(from)
     }
-}
-
-macro_rules! deserialized_from_text {
-    ($($name:ty),*) => {$(
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                Written::deserialize(from)?.text().parse().map_err(de::Error::custom)
-            }
-        }
-    )*};
-}
-
-deserialized_from_text!(Bytes, Cores, Address, LogFormat);
-
-fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(
-    from: D,
-) -> Result<Option<T>, D::Error> {
-    String::deserialize(from)?.parse().map(Some).map_err(de::Error::custom)
-}
-
-fn from_kernel_path<'de, D: Deserializer<'de>>(from: D) -> Result<Option<KernelPath>, D::Error> {
-    kernel_path(&String::deserialize(from)?).map(Some).map_err(de::Error::custom)
-}
-
-fn one_or_many<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Address>, D::Error> {
-    #[derive(serde::Deserialize)]
-    #[serde(untagged)]
-    enum Many {
-        One(String),
-        Many(Vec<String>),
-    }
-    let all = match Many::deserialize(from)? {
-        Many::One(one) => vec![one],
-        Many::Many(many) => many,
-    };
-    all.iter().map(|text| text.parse().map_err(de::Error::custom)).collect()
 }
 
 fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Label>, D::Error> {
@@ -371,6 +259,7 @@ mod tests {
             insecure = true
             numeric_class = "portable"
             kernel_path = "avx2"
+            emulate = "device=2ms+4ms/row,wire=5ms"
             log = "json"
         "#;
         let config = Config::parse("node.toml", text).unwrap();
@@ -381,6 +270,7 @@ mod tests {
         assert_eq!(config.labels.len(), 2);
         assert_eq!(config.numeric_class, Some(NumericClass::Portable));
         assert_eq!(config.kernel_path, Some(KernelPath::Avx2));
+        assert_eq!(config.emulate, "device=2ms+4ms/row,wire=5ms".parse().ok());
         assert_eq!(config.log, Some(LogFormat::Json));
         assert_eq!(Config::parse("", "memory = 1024").unwrap().memory, Some(Bytes(1024)));
         assert_eq!(Config::parse("", "coordinator = 'c:1'").unwrap().coordinators.len(), 1);

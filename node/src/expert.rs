@@ -9,7 +9,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message};
 use model::weights::Block;
@@ -153,7 +153,7 @@ impl ExpertActor {
                     }
                     let (weights, actor) = (Arc::clone(&self.weights), context.address());
                     let falls = std::mem::take(&mut self.falls_next);
-                    self.device.submit(Batch { weights, groups, actor, falls });
+                    self.device.submit(Batch { weights, groups, actor, falls, busy_min: Duration::ZERO });
                 }
                 answer => self.answer(answer),
             }

@@ -13,6 +13,9 @@ use transport::wire::cluster::{ActorId, Load};
 use crate::agent::{Agent, Parts};
 use crate::device::{CpuDevice, Device};
 use crate::directory::Directory;
+use crate::emulation::device::EmulatedDevice;
+use crate::emulation::later::Later;
+use crate::emulation::wire::Wire;
 use crate::expert::Fall;
 use crate::fetch::Asks;
 use crate::post::post;
@@ -31,6 +34,9 @@ pub enum StartError {
     /// Its name, or the limits of its links.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
+    /// The thread of what is emulated.
+    #[error("the thread of --emulate cannot be started: {0}")]
+    Emulation(std::io::Error),
     /// The runtime has ended.
     #[error("the node's threads have ended")]
     Over,
@@ -83,19 +89,35 @@ pub fn start(runtime: &Runtime, settings: Settings) -> Result<NodeHandle, StartE
     let (compute, loader) = (Arc::clone(runtime.compute()), Arc::clone(runtime.loader()));
     let row = runtime.kernels().class().row_type();
     let (tell, told) = std::sync::mpsc::channel();
-    let is_there = runtime.arbiter().spawn_fn(move || {
+    let arbiter = runtime.arbiter();
+    let emulated = settings.emulation.map(|emulation| {
+        let name = &settings.name;
+        tracing::warn!(node = %name, %emulation, "devices are EMULATED: their answers are right, their times made up");
+        Later::start().map(|later| (emulation, later, arbiter.clone()))
+    });
+    let emulated = emulated.transpose().map_err(StartError::Emulation)?;
+    let is_there = arbiter.spawn_fn(move || {
         let settings = Arc::new(settings);
         let (is_last_tell, is_last) = watch::channel(false);
         let agent = Agent::create(|context: &mut Context<Agent>| {
             let floor = Rc::new(Floor {
                 directory: Directory::default(),
                 shape: Default::default(),
+                joined: Default::default(),
                 is_draining: Default::default(),
                 buffers: settings.buffers.clone(),
                 compute: Arc::clone(&compute),
+                wire: emulated
+                    .as_ref()
+                    .filter(|(emulation, ..)| !emulation.wire.is_zero())
+                    .map(|(emulation, later, _)| Wire::new(emulation.wire, later)),
             });
             let devices = settings.devices.iter().map(|memory_bytes| {
-                let device: Arc<dyn Device> = Arc::new(CpuDevice::new(*memory_bytes, Arc::clone(&compute)));
+                let mut device: Arc<dyn Device> =
+                    Arc::new(CpuDevice::new(*memory_bytes, Arc::clone(&compute)));
+                if let Some((emulation, later, arbiter)) = &emulated {
+                    device = EmulatedDevice::around(device, *emulation, later, arbiter);
+                }
                 let fallen = context.address().recipient();
                 let directory = floor.directory.clone();
                 let supervisor =

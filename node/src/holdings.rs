@@ -91,8 +91,13 @@ impl Holdings {
 
     /// Actors that stand.
     pub fn standing(&self) -> Vec<ActorId> {
-        let stands = |(_, held): &(&ActorId, &Held)| matches!(held.state, State::Standing { .. });
-        self.held.iter().filter(stands).map(|(actor, _)| *actor).collect()
+        self.held().into_iter().map(|assignment| assignment.actor).collect()
+    }
+
+    /// What stands and where, for a coordinator that is joined.
+    pub fn held(&self) -> Vec<Assignment> {
+        let stands = |held: &&Held| matches!(held.state, State::Standing { .. });
+        self.held.values().filter(stands).map(|held| held.assignment).collect()
     }
 
     /// On which device an actor is, or is to be.

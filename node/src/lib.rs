@@ -13,7 +13,7 @@
 //! | `device` | computes what all actors of its pool have handed over |
 //! | `returns` | the way back over the link |
 //!
-//! Beside them stand who keeps actors alive (`supervisor`, `restarts`), who brings weights (`loader`, `source`, `fetch`), and
+//! Beside them stand devices and wires that are not there (`emulation`), who keeps actors alive (`supervisor`, `restarts`), who brings weights (`loader`, `source`, `fetch`), and
 //! the node itself, which obeys coordinators (`agent`, `session`, `holdings`).
 
 #![forbid(unsafe_code)]
@@ -31,6 +31,8 @@ pub mod expert;
 pub mod group;
 pub mod returns;
 
+pub mod emulation;
+
 pub mod restarts;
 pub mod supervisor;
 
@@ -46,6 +48,7 @@ mod session;
 pub mod host;
 pub mod runtime;
 
+pub use emulation::Emulation;
 pub use handle::{NodeHandle, NodeStatus, StartError, start};
 pub use runtime::{Runtime, RuntimeSettings};
 pub use settings::{CoordinatorAddress, Settings, SettingsError};

@@ -11,7 +11,8 @@ use std::thread::JoinHandle;
 
 use actix::{Message, Recipient};
 use model::kernel::{Kernels, RowType};
-use model::load::{self, Progress, Request};
+use model::load::{Opened, load_shard};
+use model::spec::Spec;
 use model::weights::{Block, Digest, ExpertId, ExpertPlan, Manifest};
 
 use crate::device::Device;
@@ -27,6 +28,10 @@ pub struct Errand {
     pub ticket: u64,
     /// Which expert.
     pub expert: ExpertId,
+    /// Which shard of it.
+    pub shard: usize,
+    /// The model, cut into the cluster's shards.
+    pub spec: Arc<Spec>,
     /// What its tensors' digest must be.
     pub digest: Option<[u8; 32]>,
     /// Where it will sit.
@@ -134,12 +139,12 @@ impl Shared {
 }
 
 fn load(kernels: Kernels, errand: &Errand) -> Result<Arc<Block>, String> {
-    let Errand { expert, digest, .. } = *errand;
+    let Errand { expert, shard, digest, .. } = *errand;
     let Fetched { opened, known } = errand.source.fetch(expert, digest)?;
     if !opened.spec.has_expert(expert.layer as usize, expert.expert as usize) {
         return Err(format!("the model has no expert {expert}"));
     }
-    let plan = ExpertPlan::new(&opened.checkpoint, &opened.spec, expert).map_err(in_words)?;
+    let plan = ExpertPlan::shard(&opened.checkpoint, &errand.spec, expert, shard).map_err(in_words)?;
     let bytes = plan.bytes(kernels.class().row_type() == RowType::F32) as u64;
     let memory = errand.device.memory();
     memory.take(bytes).map_err(|left| {
@@ -155,7 +160,7 @@ fn load(kernels: Kernels, errand: &Errand) -> Result<Arc<Block>, String> {
 fn read(
     kernels: Kernels,
     errand: &Errand,
-    opened: &load::Opened,
+    opened: &Opened,
     known: Option<Digest>,
 ) -> Result<Arc<Block>, String> {
     let (expert, wanted) = (errand.expert, errand.digest);
@@ -171,28 +176,20 @@ fn read(
     if let Some(found) = known.filter(is_wrong) {
         return Err(differs(found));
     }
-    let mut manifest = Manifest::default();
-    manifest.experts.extend(known.map(|digest| (expert, digest)));
-    let request = Request {
-        kernels,
-        threads: 1,
-        trunk: false,
-        experts: &[expert],
-        digests: wanted.is_some(),
-        known: &manifest,
-    };
-    let mut loaded = load::load(opened, &request, &Progress::default()).map_err(in_words)?;
+    let hashes = wanted.is_some() && known.is_none();
+    let Errand { spec, shard, .. } = errand;
+    let loaded = load_shard(&opened.checkpoint, spec, kernels, expert, *shard, hashes).map_err(in_words)?;
     for warning in &loaded.warnings {
         tracing::warn!(%expert, "{warning}");
     }
-    let found = loaded.manifest.experts.get(&expert).copied();
-    if found.is_some() {
-        errand.source.learn(&loaded.manifest);
+    if let Some(found) = loaded.digest {
+        let experts = [(expert, found)].into();
+        errand.source.learn(&Manifest { experts, ..Manifest::default() });
+        if is_wrong(&found) {
+            return Err(differs(found));
+        }
     }
-    if let Some(found) = found.filter(is_wrong) {
-        return Err(differs(found));
-    }
-    loaded.experts.remove(&expert).ok_or_else(|| "it was not loaded".to_owned())
+    Ok(Arc::new(loaded.block))
 }
 
 fn in_words(why: impl std::fmt::Display) -> String {

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use phalanx_node::config::{Config, LogFormat};
+use phalanx_node::config::Config;
+use settings::program;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 use transport::peer::renewal;
 use transport::security::Utc;
 
@@ -49,15 +49,12 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
-    check_variables()?;
+    program::check_variables(&Arguments::command(), VARIABLES)?;
     let mut config = arguments.settings;
     if let Some(file) = &arguments.config {
-        let name = file.display().to_string();
-        let text = std::fs::read_to_string(file)
-            .map_err(|why| format!("{name}: {why}; give a file of settings in TOML with --config"))?;
-        config = config.above(Config::parse(&name, &text)?);
+        config = config.above(program::read_file(file)?);
     }
-    log(config.log.unwrap_or(LogFormat::Lines), config.log_level.as_deref().unwrap_or("info"))?;
+    program::log(config.log, config.log_level.as_deref(), "phalanx_node")?;
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let node = waiting.block_on(serve(config))?;
     // Links are closed by the time that threads end.
@@ -84,39 +81,4 @@ async fn serve(config: Config) -> Result<Assembled, Failure> {
         _ = interrupt.recv() => assembled.node().stop().await,
     }
     Ok(assembled)
-}
-
-/// A variable that is misspelt would be a setting that is not set.
-fn check_variables() -> Result<(), Failure> {
-    let command = Arguments::command();
-    let known: Vec<_> = command.get_arguments().filter_map(|argument| argument.get_env()).collect();
-    let ours = |name: &std::ffi::OsString| name.to_string_lossy().starts_with(VARIABLES);
-    match std::env::vars_os()
-        .map(|(name, _)| name)
-        .find(|name| ours(name) && !known.contains(&name.as_os_str()))
-    {
-        None => Ok(()),
-        Some(name) => {
-            let mut names: Vec<_> = known.iter().map(|name| name.to_string_lossy()).collect();
-            names.sort();
-            Err(format!("the variable {} is unknown; these are known: {}", name.display(), names.join(", "))
-                .into())
-        }
-    }
-}
-
-fn log(format: LogFormat, level: &str) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(level).map_err(|why| {
-        format!("--log-level {level}: {why}; write for example info, or info,phalanx_node=debug")
-    })?;
-    // Whoever read standard error may have gone; that is no reason to end.
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .log_internal_errors(false)
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Lines => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
-    Ok(())
 }

@@ -4,6 +4,7 @@
 //! protocol loses the link and is told why. What cannot be computed here is refused at once, all of a frame together.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,8 +21,9 @@ use transport::wire::{Element, Kind};
 use crate::batcher::LinkId;
 use crate::device::Compute;
 use crate::directory::Directory;
+use crate::emulation::wire::{Arrivals, Wire};
 use crate::group::{Dispatched, Group};
-use crate::returns::{ReturnPath, RowShape};
+use crate::returns::{ReturnPath, RowShape, element};
 
 /// Frames that are read in a row while the devices compute.
 const IN_A_ROW_MAX: u32 = 16;
@@ -32,12 +34,16 @@ pub(crate) struct Floor {
     pub(crate) directory: Directory,
     /// What rows of the model are, once it is known.
     pub(crate) shape: Cell<Option<RowShape>>,
+    /// Links whose coordinators have said what the model is, and how it is cut: nobody else is served.
+    pub(crate) joined: RefCell<BTreeSet<LinkId>>,
     /// No new work is taken.
     pub(crate) is_draining: Cell<bool>,
     /// Where returns are written.
     pub(crate) buffers: Pool,
     /// What computes.
     pub(crate) compute: Arc<Compute>,
+    /// An emulated wire on every way in and out.
+    pub(crate) wire: Option<Wire>,
 }
 
 /// The receiver of one link.
@@ -54,7 +60,8 @@ impl Receiver {
     }
 
     /// Until the link ends.
-    pub(crate) async fn run(self, mut data: Inlet) {
+    pub(crate) async fn run(self, data: Inlet) {
+        let mut data = Arrivals::new(data, self.floor.wire.as_ref());
         let mut in_a_row = 0;
         // How it ended is said elsewhere.
         while let Ok(Some(frame)) = data.receive().await {
@@ -78,14 +85,11 @@ impl Receiver {
             return Err(format!("a {:?} frame, a node takes dispatches", header.kind));
         }
         let path = self.path(&frame)?;
-        let path_shape = path.shape;
-        if header.element != path_shape.element() || header.columns != path_shape.columns {
+        let (columns, wanted) = (path.shape.columns, element(path.shape.row));
+        if header.element != wanted || header.columns != columns {
             return Err(format!(
-                "rows of {} {:?} values, the model's have {} {:?} values",
-                header.columns,
-                header.element,
-                path_shape.columns,
-                path_shape.element()
+                "rows of {} {:?} values, the model's have {columns} {wanted:?} values",
+                header.columns, header.element
             ));
         }
         let deadline = arrived + Duration::from_micros(header.remaining_us.into());
@@ -95,6 +99,8 @@ impl Receiver {
         let refuse_all = match (self.floor.is_draining.get(), self.floor.shape.get()) {
             (true, _) => Some(Reason::Draining),
             (false, None) => Some(Reason::NotHeld),
+            // What it means may be another model's expert of the same name.
+            (false, Some(_)) if !self.floor.joined.borrow().contains(&self.link) => Some(Reason::Busy),
             (false, Some(_)) => None,
         };
         let mut indices_at = groups.len() * ENTRY_BYTES;
@@ -128,7 +134,10 @@ impl Receiver {
 
     /// The way back. Before the model is known nothing is held, but what is refused has the sender's shape.
     fn path(&self, frame: &Frame) -> Result<Arc<ReturnPath>, String> {
-        let new = |shape| ReturnPath::new(self.link, shape, self.peer.clone(), self.floor.buffers.clone());
+        let (floor, link) = (&self.floor, self.link);
+        let new = |shape| {
+            ReturnPath::new(link, shape, self.peer.clone(), floor.buffers.clone(), floor.wire.clone())
+        };
         let mut path = self.path.borrow_mut();
         let Some(shape) = self.floor.shape.get() else {
             let row = match frame.header.element {
@@ -136,7 +145,7 @@ impl Receiver {
                 Element::F32 => model::kernel::RowType::F32,
                 Element::Bytes => return Err("a dispatch of plain bytes".to_owned()),
             };
-            return Ok(new(RowShape { row, columns: frame.header.columns }));
+            return Ok(new(RowShape::new(row, frame.header.columns, 1)));
         };
         if path.as_ref().is_none_or(|path| path.shape != shape) {
             *path = Some(new(shape));

@@ -17,28 +17,37 @@ use transport::wire::groups::{self, Group, Reason};
 use transport::wire::{Element, Header, Kind};
 
 use crate::batcher::LinkId;
+use crate::emulation::wire::Wire;
 
 /// What rows of the model look like on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowShape {
-    /// Their values' type.
+    /// Their values' type as they come.
     pub row: RowType,
+    /// And as they return: shards' partial outputs are f32, because they are added before anything is rounded.
+    pub back: RowType,
     /// Values of a row.
     pub columns: u32,
 }
 
 impl RowShape {
-    /// As headers say it.
-    pub fn element(self) -> Element {
-        match self.row {
-            RowType::Bf16 => Element::Bf16,
-            RowType::F32 => Element::F32,
-        }
+    /// Rows of a model whose experts are cut into so many shards.
+    pub fn new(row: RowType, columns: u32, shards: usize) -> Self {
+        let back = if shards > 1 { RowType::F32 } else { row };
+        Self { row, back, columns }
     }
 
-    /// Bytes of a row.
-    pub fn bytes(self) -> usize {
-        self.columns as usize * self.row.bytes()
+    /// Bytes of a row on its way back.
+    pub fn back_bytes(self) -> usize {
+        self.columns as usize * self.back.bytes()
+    }
+}
+
+/// A row type as headers say it.
+pub fn element(row: RowType) -> Element {
+    match row {
+        RowType::Bf16 => Element::Bf16,
+        RowType::F32 => Element::F32,
     }
 }
 
@@ -54,13 +63,21 @@ pub struct ReturnPath {
     /// Where a task waits for room, should there be none.
     waiting: Handle,
     was_short: AtomicBool,
+    /// An emulated wire.
+    wire: Option<Wire>,
 }
 
 impl ReturnPath {
     /// The way back to `peer`, in buffers of `pool`. Must be called inside a runtime that outlives the link.
-    pub fn new(link: LinkId, shape: RowShape, peer: Peer, pool: Pool) -> Arc<Self> {
+    pub(crate) fn new(
+        link: LinkId,
+        shape: RowShape,
+        peer: Peer,
+        pool: Pool,
+        wire: Option<Wire>,
+    ) -> Arc<Self> {
         let was_short = AtomicBool::new(false);
-        Arc::new(Self { link, shape, peer, pool, waiting: Handle::current(), was_short })
+        Arc::new(Self { link, shape, peer, pool, waiting: Handle::current(), was_short, wire })
     }
 
     /// Longest payload that the other end takes.
@@ -70,7 +87,7 @@ impl ReturnPath {
 
     /// A buffer for the return of so many groups and rows; `None` where the pool has no more.
     pub fn buffer(&self, groups: usize, rows: usize) -> Option<Buffer> {
-        self.pool.take(groups::return_table_bytes(groups) + rows * self.shape.bytes())
+        self.pool.take(groups::return_table_bytes(groups) + rows * self.shape.back_bytes())
     }
 
     /// Sends what is written in `buffer`: room for a table, and then the rows of `groups` one after the other.
@@ -82,7 +99,7 @@ impl ReturnPath {
     ) {
         let mut header = Header {
             kind: Kind::Return,
-            element: self.shape.element(),
+            element: element(self.shape.back),
             dispatch: groups.clone().map(|group| group.dispatch).min().expect("a return has a group"),
             layer,
             rows: groups.clone().map(|group| group.rows).sum(),
@@ -93,7 +110,18 @@ impl ReturnPath {
             payload_crc: 0,
         };
         groups::write_return(&mut buffer, &mut header, groups).expect("the groups of a return are in order");
-        match self.peer.try_send(Frame::new(header, buffer)) {
+        let frame = Frame::new(header, buffer);
+        match &self.wire {
+            None => self.transmit(frame),
+            Some(wire) => {
+                let path = Arc::clone(self);
+                wire.across(move || path.transmit(frame));
+            }
+        }
+    }
+
+    fn transmit(self: &Arc<Self>, frame: Frame) {
+        match self.peer.try_send(frame) {
             Ok(()) => {}
             Err(SendError::NoCredit { frame, .. }) => {
                 if !self.was_short.swap(true, Ordering::Relaxed) {

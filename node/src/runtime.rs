@@ -16,6 +16,15 @@ use crate::device::Compute;
 use crate::device::compute::OnBusy;
 use crate::loader::Loader;
 
+/// Threads for actors. One serves some hundred thousand messages a second.
+#[derive(Debug, Clone)]
+pub enum Actors {
+    /// So many of their own.
+    Own(usize),
+    /// Those of others in this process, who end them.
+    On(Vec<ArbiterHandle>),
+}
+
 /// How a runtime is set up.
 #[derive(Clone)]
 pub struct RuntimeSettings {
@@ -23,8 +32,8 @@ pub struct RuntimeSettings {
     pub kernels: Kernels,
     /// The compute pool; a trunk in the same process may use it too, and they take turns.
     pub pool: Arc<Pool>,
-    /// Threads for actors. One serves some hundred thousand messages a second.
-    pub arbiters: usize,
+    /// Which threads have its actors.
+    pub actors: Actors,
     /// How long the devices' thread looks for news before it sleeps: zero where others want its core.
     pub spin: Duration,
     /// Is told when the devices begin to compute, and when they have nothing left to do.
@@ -43,16 +52,18 @@ pub struct Runtime {
 
 struct Arbiters {
     handles: Vec<ArbiterHandle>,
-    system: System,
-    thread: Option<JoinHandle<()>>,
+    own: Option<(System, JoinHandle<()>)>,
 }
 
 impl Runtime {
     /// Starts all threads.
     pub fn start(settings: RuntimeSettings) -> std::io::Result<Self> {
-        let RuntimeSettings { kernels, pool, arbiters, spin, on_busy } = settings;
+        let RuntimeSettings { kernels, pool, actors, spin, on_busy } = settings;
         let compute = Compute::start(kernels, pool, spin, on_busy)?;
-        let arbiters = Arbiters::start(arbiters.max(1))?;
+        let arbiters = match actors {
+            Actors::Own(count) => Arbiters::start(count.max(1))?,
+            Actors::On(handles) => Arbiters { handles, own: None },
+        };
         let loader = Arc::new(Loader::start(kernels)?);
         Ok(Self { kernels, arbiters, compute, loader, next: AtomicUsize::new(0) })
     }
@@ -93,14 +104,14 @@ impl Arbiters {
             }
         })?;
         let (handles, system) = told.recv().map_err(std::io::Error::other)?;
-        Ok(Self { handles, system, thread: Some(thread) })
+        Ok(Self { handles, own: Some((system, thread)) })
     }
 }
 
 impl Drop for Arbiters {
     fn drop(&mut self) {
-        self.system.stop();
-        if let Some(thread) = self.thread.take() {
+        if let Some((system, thread)) = self.own.take() {
+            system.stop();
             // Panics of actors are caught by their tasks.
             let _ = thread.join();
         }

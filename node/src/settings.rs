@@ -17,6 +17,7 @@ use transport::security::{ClusterId, NameError, check_name};
 use transport::wire::cluster::{DEVICES_MAX, LABEL_BYTES_MAX, LABELS_MAX};
 use transport::wire::control::{NumericIdentity, is_name};
 
+use crate::emulation::Emulation;
 use crate::source::OwnCopy;
 
 /// Where a coordinator is.
@@ -60,6 +61,8 @@ pub struct Settings {
     pub leave_max: Duration,
     /// Is told the link that stands, for whoever keeps the node's certificate fresh.
     pub links: Option<watch::Sender<Option<Peer>>>,
+    /// Devices and wires that are slower than those of this machine.
+    pub emulation: Option<Emulation>,
 }
 
 /// The cluster of those who have no certificates.

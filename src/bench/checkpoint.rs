@@ -31,53 +31,59 @@ pub(crate) struct MakeCheckpoint {
 
 impl MakeCheckpoint {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let opened = self.shape.open()?;
-        let failed = |path: &Path, e: std::io::Error| -> Failure {
-            format!("{}: cannot be written ({e}); is the disk full?", path.display()).into()
-        };
-        std::fs::create_dir_all(&self.dir).map_err(|e| failed(&self.dir, e))?;
-        if std::fs::read_dir(&self.dir).map_err(|e| failed(&self.dir, e))?.next().is_some() {
-            return Err(format!("{}: is not empty; name a new folder", self.dir.display()).into());
-        }
-        let tensors = self.shape.tensors();
-        let sizes: Vec<u64> =
-            tensors.iter().map(|t| 2 * t.shape.iter().map(|d| *d as u64).product::<u64>()).collect();
-        let shards = shards(&sizes, self.shard);
-        let mut weight_map = Map::new();
-        let mut at = 0u64;
-        for (index, range) in shards.iter().enumerate() {
-            let name = match shards.len() {
-                1 => "model.safetensors".to_string(),
-                count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
-            };
-            let path = self.dir.join(&name);
-            let mut header = Map::new();
-            let mut end = 0;
-            for i in range.clone() {
-                let offsets = [end, end + sizes[i]];
-                end = offsets[1];
-                header.insert(
-                    tensors[i].name.clone(),
-                    json!({ "dtype": "BF16", "shape": tensors[i].shape, "data_offsets": offsets }),
-                );
-                weight_map.insert(tensors[i].name.clone(), json!(name));
-            }
-            let source = &opened.checkpoint.files()[0];
-            write_file(&path, &header, end, |offset, buffer| {
-                source.read_at(at + offset, buffer).expect("a synthetic file can always be read");
-            })
-            .map_err(|e| failed(&path, e))?;
-            at += end;
-        }
-        if shards.len() > 1 {
-            let index = json!({ "metadata": { "total_size": at }, "weight_map": weight_map });
-            let path = self.dir.join("model.safetensors.index.json");
-            std::fs::write(&path, format!("{index:#}\n")).map_err(|e| failed(&path, e))?;
-        }
-        let path = self.dir.join("config.json");
-        std::fs::write(&path, format!("{:#}\n", self.shape.config())).map_err(|e| failed(&path, e))?;
-        show(&format!("{}: {} in {} files\n", self.dir.display(), bytes(at), shards.len()))
+        let (files, size) = write(&self.dir, &self.shape, self.shard)?;
+        show(&format!("{}: {} in {files} files\n", self.dir.display(), bytes(size)))
     }
+}
+
+/// Writes the checkpoint of a shape; returns how many files and bytes of tensors there are.
+pub(super) fn write(dir: &Path, shape: &Shape, shard: u64) -> Result<(usize, u64), Failure> {
+    let opened = shape.open()?;
+    let failed = |path: &Path, e: std::io::Error| -> Failure {
+        format!("{}: cannot be written ({e}); is the disk full?", path.display()).into()
+    };
+    std::fs::create_dir_all(dir).map_err(|e| failed(dir, e))?;
+    if std::fs::read_dir(dir).map_err(|e| failed(dir, e))?.next().is_some() {
+        return Err(format!("{}: is not empty; name a new folder", dir.display()).into());
+    }
+    let tensors = shape.tensors();
+    let sizes: Vec<u64> =
+        tensors.iter().map(|t| 2 * t.shape.iter().map(|d| *d as u64).product::<u64>()).collect();
+    let shards = shards(&sizes, shard);
+    let mut weight_map = Map::new();
+    let mut at = 0u64;
+    for (index, range) in shards.iter().enumerate() {
+        let name = match shards.len() {
+            1 => "model.safetensors".to_string(),
+            count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
+        };
+        let path = dir.join(&name);
+        let mut header = Map::new();
+        let mut end = 0;
+        for i in range.clone() {
+            let offsets = [end, end + sizes[i]];
+            end = offsets[1];
+            header.insert(
+                tensors[i].name.clone(),
+                json!({ "dtype": "BF16", "shape": tensors[i].shape, "data_offsets": offsets }),
+            );
+            weight_map.insert(tensors[i].name.clone(), json!(name));
+        }
+        let source = &opened.checkpoint.files()[0];
+        write_file(&path, &header, end, |offset, buffer| {
+            source.read_at(at + offset, buffer).expect("a synthetic file can always be read");
+        })
+        .map_err(|e| failed(&path, e))?;
+        at += end;
+    }
+    if shards.len() > 1 {
+        let index = json!({ "metadata": { "total_size": at }, "weight_map": weight_map });
+        let path = dir.join("model.safetensors.index.json");
+        std::fs::write(&path, format!("{index:#}\n")).map_err(|e| failed(&path, e))?;
+    }
+    let path = dir.join("config.json");
+    std::fs::write(&path, format!("{:#}\n", shape.config())).map_err(|e| failed(&path, e))?;
+    Ok((shards.len(), at))
 }
 
 /// Which tensors go into which file.

@@ -1,9 +1,13 @@
 //! `phalanx bench`: measurements, each as a share of a limit measured in the same run.
 
 mod checkpoint;
+mod cluster;
+mod forwarding;
 mod kernel;
+mod leftover;
 mod model;
-mod shape;
+mod scratch;
+pub(crate) mod shape;
 mod transport;
 
 use clap::Subcommand;
@@ -17,8 +21,12 @@ pub(crate) enum Bench {
     Kernel(kernel::Kernel),
     /// Prefill and decode of a model, as a share of the roofline.
     Model(model::Model),
+    /// A cluster beside the same model alone, in turns, as ratios.
+    Cluster(Box<cluster::Cluster>),
     /// Carriers of the transport, as ratios to bare programs of the same kind.
     Transport(transport::Transport),
+    /// Rows that go on by themselves beside rows that go on by steps.
+    Forwarding(Box<forwarding::Forwarding>),
     /// Write a checkpoint with random weights of any shape.
     MakeCheckpoint(checkpoint::MakeCheckpoint),
 }
@@ -28,7 +36,9 @@ impl Bench {
         match self {
             Bench::Kernel(command) => command.run(),
             Bench::Model(command) => command.run(),
+            Bench::Cluster(command) => command.run(),
             Bench::Transport(command) => command.run(),
+            Bench::Forwarding(command) => command.run(),
             Bench::MakeCheckpoint(command) => command.run(),
         }
     }

@@ -305,7 +305,7 @@ fn counted(session: &mut Session, runs: &mut [Run<'_>]) -> Result<usize, Failure
     Ok(counting.touched)
 }
 
-fn likeliest(logits: &[f32]) -> u32 {
+pub(super) fn likeliest(logits: &[f32]) -> u32 {
     let best = logits
         .iter()
         .enumerate()
@@ -385,7 +385,7 @@ impl Step {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
@@ -433,10 +433,10 @@ impl Figure {
 }
 
 /// Random tokens (splitmix64).
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn tokens(&mut self, count: usize, vocab: usize) -> Vec<u32> {
+    pub(super) fn tokens(&mut self, count: usize, vocab: usize) -> Vec<u32> {
         (0..count)
             .map(|_| {
                 self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

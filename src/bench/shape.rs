@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use crate::Failure;
 
 /// The bench model: Qwen3-MoE, 1.7 billion parameters, 277 million of them for each token.
-const DEFAULTS: [(&str, usize); 11] = [
+const DEFAULTS: [(&str, usize); 12] = [
     ("hidden", 1024),
     ("layers", 16),
+    ("dense", 0),
     ("heads", 16),
     ("kv-heads", 4),
     ("head-dim", 64),
@@ -26,7 +27,7 @@ const DEFAULTS: [(&str, usize); 11] = [
 
 /// A Qwen3-MoE shape.
 #[derive(Debug, Clone)]
-pub(super) struct Shape(Vec<usize>);
+pub(crate) struct Shape(Vec<usize>);
 
 impl Default for Shape {
     fn default() -> Self {
@@ -50,20 +51,39 @@ pub(super) fn parse(text: &str) -> Result<Shape, String> {
             .trim()
             .parse()
             .ok()
-            .filter(|n| (1..1 << 24).contains(n))
+            .filter(|n| (shape_min(name.trim())..1 << 24).contains(n))
             .ok_or_else(|| format!("`{part}`: expected a positive number"))?;
+    }
+    if shape.get("dense") > shape.get("layers") {
+        let (dense, layers) = (shape.get("dense"), shape.get("layers"));
+        return Err(format!("dense={dense}: the first layers that are dense are at most all {layers}"));
     }
     Ok(shape)
 }
 
+fn index_of(name: &str) -> usize {
+    let index = DEFAULTS.iter().position(|(known, _)| *known == name);
+    index.expect("only known names are asked for")
+}
+
+/// Of all numbers, only dense layers may be none.
+fn shape_min(name: &str) -> usize {
+    usize::from(name != "dense")
+}
+
 impl Shape {
+    /// The same shape, but for this.
+    pub(crate) fn with(mut self, name: &str, value: usize) -> Self {
+        self.0[index_of(name)] = value;
+        self
+    }
+
     fn get(&self, name: &str) -> usize {
-        let index = DEFAULTS.iter().position(|(known, _)| *known == name);
-        self.0[index.expect("only known names are asked for")]
+        self.0[index_of(name)]
     }
 
     /// Its `config.json`.
-    pub(super) fn config(&self) -> Value {
+    pub(crate) fn config(&self) -> Value {
         json!({
             "architectures": ["Qwen3MoeForCausalLM"],
             "model_type": "qwen3_moe",
@@ -80,7 +100,7 @@ impl Shape {
             "num_experts_per_tok": self.get("top-k"),
             "norm_topk_prob": true,
             "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
+            "mlp_only_layers": (0..self.get("dense")).collect::<Vec<_>>(),
             "vocab_size": self.get("vocab"),
             "max_position_embeddings": self.get("context"),
             "rms_norm_eps": 1e-6,
@@ -108,6 +128,12 @@ impl Shape {
             add("self_attn.q_norm", &[head_dim]);
             add("self_attn.k_norm", &[head_dim]);
             add("post_attention_layernorm", &[hidden]);
+            if layer < self.get("dense") {
+                add("mlp.gate_proj", &[width, hidden]);
+                add("mlp.up_proj", &[width, hidden]);
+                add("mlp.down_proj", &[hidden, width]);
+                continue;
+            }
             add("mlp.gate", &[self.get("experts"), hidden]);
             for expert in 0..self.get("experts") {
                 add(&format!("mlp.experts.{expert}.gate_proj"), &[width, hidden]);
@@ -121,7 +147,7 @@ impl Shape {
     }
 
     /// The checkpoint, without a file.
-    pub(super) fn open(&self) -> Result<Opened, Failure> {
+    pub(crate) fn open(&self) -> Result<Opened, Failure> {
         let text = self.config().to_string();
         let spec = family::spec(&Config::parse("synthetic/config.json".as_ref(), text.as_bytes())?)?;
         let checkpoint = Checkpoint::synthetic("synthetic", &self.tensors(), self.get("seed") as u64);
@@ -137,7 +163,7 @@ mod tests {
     fn a_shape_is_read_by_names() {
         let shape = parse("layers=2, experts=8").expect("well formed");
         assert_eq!((shape.get("layers"), shape.get("experts"), shape.get("hidden")), (2, 8, 1024));
-        for bad in ["layers", "layers=0", "layers=x", "colour=3"] {
+        for bad in ["layers", "layers=0", "layers=x", "colour=3", "layers=2,dense=3"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

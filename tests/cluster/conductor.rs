@@ -17,6 +17,7 @@ use model::load::{self, Opened as Checkpoint, Progress};
 use model::pool::Pool;
 use model::text::StopStream;
 use model::trunk::Trunk;
+use node::runtime::Actors;
 use node::settings::{BATCH_ROWS_MAX, LEAVE_MAX};
 use node::source::OwnCopy;
 use node::{CoordinatorAddress, NodeHandle, Runtime, RuntimeSettings};
@@ -31,6 +32,8 @@ use transport::peer::{Endpoint, Listener, Notice, Notices, Peer};
 use transport::security::{ClusterId, PeerName, Role};
 use transport::wire::cluster::{Assignment, Cluster, Epoch, Hold, Joined, ToCoordinator, ToNode};
 use transport::wire::control::NumericIdentity;
+
+use crate::unruly::{Manner, Unruly};
 
 const CLUSTER: ClusterId = ClusterId([3; 16]);
 
@@ -47,7 +50,7 @@ pub(crate) type Place = fn(layer: u32, expert: u32, nodes: u32) -> Vec<u32>;
 /// A cluster that serves.
 pub(crate) struct Conductor {
     pub(crate) data: Addr<DataActor>,
-    _nodes: Vec<NodeHandle>,
+    pub(crate) nodes: Vec<NodeHandle>,
     _observed: mpsc::UnboundedReceiver<Observation>,
     _runtime: Runtime,
     _notices: Vec<Notices>,
@@ -79,11 +82,26 @@ impl Conductor {
         settings: DataSettings,
         place: Place,
     ) -> Self {
+        Self::start_so(opened, config, kernels, over, nodes, settings, place, Manner::Orderly).await
+    }
+
+    /// The same, where returns have a manner of their own.
+    #[allow(clippy::too_many_arguments, reason = "a test says all of it")]
+    pub(crate) async fn start_so(
+        opened: &Arc<Checkpoint>,
+        config: &[u8],
+        kernels: Kernels,
+        over: Over,
+        nodes: u32,
+        settings: DataSettings,
+        place: impl Fn(u32, u32, u32) -> Vec<u32>,
+        manner: Manner,
+    ) -> Self {
         let pool = Arc::new(Pool::new(2, None));
         let runtime_settings = RuntimeSettings {
             kernels,
             pool: Arc::clone(&pool),
-            arbiters: 1,
+            actors: Actors::Own(1),
             spin: Duration::ZERO,
             on_busy: None,
         };
@@ -92,7 +110,7 @@ impl Conductor {
         let (carrier, acceptor) = carrier(over, &buffers).await;
         let endpoint =
             Endpoint::new(local(Role::Coordinator, "front", kernels), Limits::default(), buffers).unwrap();
-        let mut listener = endpoint.listen(acceptor);
+        let mut listener = endpoint.listen(Box::new(Unruly { acceptor, manner, lanes: 0 }));
         let address = CoordinatorAddress { carrier, address: listener.address().to_owned() };
         let handles = (0..nodes).map(|n| start_node(&runtime, opened, kernels, n, address.clone())).collect();
 
@@ -112,14 +130,25 @@ impl Conductor {
         let placement = placement(opened, nodes, place);
         let mut notices = Vec::new();
         for link in 0..nodes {
-            notices.push(take_in(&mut listener, &data, config, &placement, LinkId(link)).await);
+            let joined =
+                Joined { node: 0, term: 1, config: config.to_vec(), shards: opened.spec.shards as u8 };
+            notices.push(take_in(&mut listener, &data, joined, &placement, LinkId(link)).await);
         }
         data.send(Published(Arc::new(placement))).await.unwrap();
-        Self { data, _nodes: handles, _observed: observed, _runtime: runtime, _notices: notices }
+        Self { data, nodes: handles, _observed: observed, _runtime: runtime, _notices: notices }
     }
 
     /// Asks, and waits for the whole answer.
     pub(crate) async fn ask(&self, request: Request) -> (Vec<Token>, Option<FinishReason>) {
+        self.ask_and(request, |_| ()).await
+    }
+
+    /// The same; `heard_so_far` is told how many tokens have come.
+    pub(crate) async fn ask_and(
+        &self,
+        request: Request,
+        mut heard_so_far: impl FnMut(usize),
+    ) -> (Vec<Token>, Option<FinishReason>) {
         let (events, mut heard) = mpsc::channel(Submission::events_max(request.tokens_max));
         let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -128,7 +157,10 @@ impl Conductor {
         let mut tokens = Vec::new();
         while let Some(event) = heard.recv().await {
             match event {
-                Event::Step { token, .. } => tokens.extend(token),
+                Event::Step { token, .. } => {
+                    tokens.extend(token);
+                    heard_so_far(tokens.len());
+                }
                 Event::End(reason) => return (tokens, Some(reason)),
                 Event::Failed(why) => panic!("{why}"),
             }
@@ -175,17 +207,22 @@ fn start_node(
         batch_rows_max: BATCH_ROWS_MAX,
         leave_max: LEAVE_MAX,
         links: None,
+        emulation: None,
     };
     node::start(runtime, settings).unwrap()
 }
 
-fn placement(opened: &Checkpoint, nodes: u32, place: Place) -> Placement {
+/// Shards of a replica sit on one node after the other, and on one device after the other.
+fn placement(opened: &Checkpoint, nodes: u32, place: impl Fn(u32, u32, u32) -> Vec<u32>) -> Placement {
     let mut layers = BTreeMap::new();
     for id in opened.experts() {
         let seats = place(id.layer, id.expert, nodes);
         let replicas = (0..).zip(seats).map(|(number, node)| {
-            let device = (id.expert % 2) as u16;
-            Replica { number, seats: vec![Seat { node: NodeId(node), device }] }
+            let seat = |shard: u32| Seat {
+                node: NodeId((node + shard) % nodes),
+                device: ((id.expert + shard) % 2) as u16,
+            };
+            Replica { number, seats: (0..opened.spec.shards as u32).map(seat).collect() }
         });
         let experts: &mut Vec<Vec<Replica>> = layers.entry(id.layer).or_default();
         experts.push(replicas.collect());
@@ -197,7 +234,7 @@ fn placement(opened: &Checkpoint, nodes: u32, place: Place) -> Placement {
 async fn take_in(
     listener: &mut Listener,
     data: &Addr<DataActor>,
-    config: &[u8],
+    joined: Joined,
     placement: &Placement,
     link: LinkId,
 ) -> Notices {
@@ -207,7 +244,7 @@ async fn take_in(
     let node: u32 = name.trim_start_matches('n').parse().unwrap();
     let ToCoordinator::Join(join) = said(&mut notices).await else { panic!("a node joins first") };
     assert_eq!(join.devices.len(), 2);
-    tell(&peer, ToNode::Joined(Joined { node, term: 1, config: config.to_vec(), shards: 1 }));
+    tell(&peer, ToNode::Joined(Joined { node, ..joined }));
     let actors = placement.actors().filter(|(_, seat)| seat.node.0 == node);
     let actors = actors.map(|(actor, seat)| Assignment { actor, device: seat.device, digest: None });
     tell(&peer, ToNode::Hold(Hold { epoch: placement.epoch, actors: actors.collect() }));

@@ -2,12 +2,17 @@
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "a test has no outside, and a panic is its answer")]
 
 mod conductor;
+mod forwarding;
+mod live;
 mod oracle;
+mod shards;
+mod unruly;
 
 use std::sync::Arc;
 
 use conductor::{Conductor, Over, Place};
 use coordinator::data::flow::Forwarding;
+use coordinator::data::forwarding::Choice;
 use coordinator::data::start::DataSettings;
 use model::kernel::{Kernels, NumericClass};
 use oracle::{Oracle, Random, repository};
@@ -18,7 +23,7 @@ fn settings(forwarding: Forwarding) -> DataSettings {
         sequences_max: 32,
         chunk_rows_max: 24,
         kv_bytes: 64 << 20,
-        forwarding,
+        forwarding: Choice::Always(forwarding),
         ..DataSettings::default()
     }
 }
@@ -29,6 +34,30 @@ fn by_turns(_: u32, expert: u32, nodes: u32) -> Vec<u32> {
 
 fn twice(layer: u32, expert: u32, nodes: u32) -> Vec<u32> {
     vec![(expert + layer) % nodes, (expert + layer + 1) % nodes]
+}
+
+/// A prompt far longer than all rows that may exist at once: its later chunks wait for places that earlier ones leave, and
+/// in whole steps all of those leave in one moment.
+#[test]
+fn a_prompt_longer_than_all_rows_goes_through() {
+    let kernels = Kernels::for_class(NumericClass::Portable).unwrap();
+    let mut oracle = Oracle::new(&repository().join("demo-model"), kernels);
+    let request = oracle.request(&mut Random::new(3), 300, 4);
+    let expected = oracle.answer(request.clone());
+    for forwarding in [Forwarding::Partial, Forwarding::Whole] {
+        let settings = DataSettings {
+            rows_in_flight_max: 28,
+            sequences_max: 4,
+            chunk_rows_max: 24,
+            ..settings(forwarding)
+        };
+        actix::System::new().block_on(async {
+            let opened = Arc::clone(&oracle.opened);
+            let cluster =
+                Conductor::start(&opened, &oracle.config, kernels, Over::Memory, 2, settings, by_turns).await;
+            assert_eq!(cluster.ask(request.clone()).await, expected, "{forwarding:?}");
+        });
+    }
 }
 
 /// Requests of random lengths, all at once; each must be what it is alone.

@@ -1,14 +1,16 @@
 //! The plain loop: what every cluster must answer, token by token and probability by probability.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coordinator::generation::{FinishReason, Generation, Request, Token};
 use model::experts::LocalExperts;
+use model::gate::Choices;
 use model::kernel::Kernels;
 use model::kv::{KvCache, Sequence};
 use model::load::{self, Opened, Progress};
-use model::plain::{Run, Unobserved, step};
+use model::plain::{Observe, Run, Unobserved, step};
 use model::pool::Pool;
 use model::sampler::{Sampling, SamplingFields};
 use model::text::StopStream;
@@ -31,7 +33,12 @@ pub(crate) fn repository() -> PathBuf {
 
 impl Oracle {
     pub(crate) fn new(dir: &Path, kernels: Kernels) -> Self {
-        let opened = Arc::new(Opened::open(dir).unwrap());
+        Self::cut(dir, kernels, 1)
+    }
+
+    /// The same with every expert cut into so many shards.
+    pub(crate) fn cut(dir: &Path, kernels: Kernels, shards: usize) -> Self {
+        let opened = Arc::new(Opened::open(dir).unwrap().with_shards(shards).unwrap());
         let config = std::fs::read(dir.join("config.json")).unwrap();
         let ids = opened.experts();
         let known = Default::default();
@@ -50,8 +57,27 @@ impl Oracle {
         }
     }
 
+    pub(crate) fn kernels(&self) -> Kernels {
+        self.trunk.kernels()
+    }
+
     /// Runs a request to its end, alone.
     pub(crate) fn answer(&mut self, request: Request) -> (Vec<Token>, Option<FinishReason>) {
+        self.observed(request, &mut Unobserved)
+    }
+
+    /// Tokens of a request, and for each expert of a layer how many of them come before a row of its own chooses it.
+    pub(crate) fn tokens_before(&mut self, request: Request, layer: usize) -> (usize, BTreeMap<u32, usize>) {
+        let mut chosen = Chosen { layer, steps: 0, before: BTreeMap::new() };
+        let tokens = self.observed(request, &mut chosen).0.len();
+        (tokens, chosen.before)
+    }
+
+    fn observed(
+        &mut self,
+        request: Request,
+        observe: &mut dyn Observe,
+    ) -> (Vec<Token>, Option<FinishReason>) {
         let mut generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
         let mut sequence = Sequence::default();
         let (mut tokens, mut logits) = (Vec::new(), Vec::new());
@@ -59,7 +85,7 @@ impl Oracle {
             let next = generation.next_tokens().to_vec();
             let mut runs = [Run { sequence: &mut sequence, tokens: &next }];
             let Self { trunk, pool, work, cache, experts, .. } = self;
-            step(trunk, pool, work, cache, &mut runs, experts, &mut Unobserved).unwrap();
+            step(trunk, pool, work, cache, &mut runs, experts, observe).unwrap();
             let last = next.len() - 1;
             trunk.logits(pool, work, &[last], &mut logits);
             tokens.extend(generation.handle_logits(&logits).unwrap().token);
@@ -80,6 +106,24 @@ impl Oracle {
             tokens_max,
             end_ids: Vec::new(),
             logprobs: Some(5),
+        }
+    }
+}
+
+/// In which step each expert of a layer is chosen first.
+struct Chosen {
+    layer: usize,
+    steps: usize,
+    before: BTreeMap<u32, usize>,
+}
+
+impl Observe for Chosen {
+    fn chosen(&mut self, layer: usize, choices: &Choices) {
+        if layer == self.layer {
+            for expert in &choices.experts {
+                self.before.entry(*expert).or_insert(self.steps);
+            }
+            self.steps += 1;
         }
     }
 }

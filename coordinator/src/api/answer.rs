@@ -1,7 +1,10 @@
-//! How an answer is told: OpenAI's completion object, whole or in chunks.
+//! How an answer is told: OpenAI's objects for completions and chats, whole or in chunks.
 //!
 //! Pure: the identity and the time of an answer are arguments. A stream's texts, one after the other, are the plain
-//! answer's text, and its other lists likewise.
+//! answer's text, and its other lists likewise. An answer has one or more choices, each with a text of its own; a chunk
+//! is of one choice.
+
+use std::ops::Range;
 
 use model::sampler::Logprobs;
 use model::text::{TextStream, Tokenizer};
@@ -29,34 +32,66 @@ pub(super) struct Wanted {
     pub(super) usage: bool,
 }
 
+/// In which of OpenAI's forms an answer is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `/v1/completions`.
+    Text,
+    /// `/v1/chat/completions`.
+    Chat,
+}
+
+impl Form {
+    /// What clients call such an answer.
+    pub(super) fn object(self, is_stream: bool) -> &'static str {
+        match (self, is_stream) {
+            (Form::Text, _) => "text_completion",
+            (Form::Chat, false) => "chat.completion",
+            (Form::Chat, true) => "chat.completion.chunk",
+        }
+    }
+
+    /// How the names of its answers begin.
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Form::Text => "cmpl",
+            Form::Chat => "chatcmpl",
+        }
+    }
+}
+
 /// An answer that is being told.
 #[derive(Debug)]
 pub(super) struct Answer {
     head: Head,
+    form: Form,
     wanted: Wanted,
     seed: u64,
     prompt: Vec<u32>,
-    /// What has not been told yet.
-    untold: Untold,
     is_begun: bool,
     tokens_count: usize,
     tokenizer: Option<Tokenizer>,
+    tellings: Vec<Telling>,
+}
+
+/// One choice of it.
+#[derive(Debug, Default)]
+struct Telling {
+    /// What has not been told yet.
+    text: String,
+    tokens: Vec<Token>,
+    is_begun: bool,
+    finish: Option<FinishReason>,
     /// Where each token's text begins, which only the tokens before it can say.
     pieces: Option<TextStream>,
     offset: usize,
-}
-
-#[derive(Debug, Default)]
-struct Untold {
-    text: String,
-    tokens: Vec<Token>,
 }
 
 #[derive(Serialize)]
 struct Object<'a> {
     #[serde(flatten)]
     head: &'a Head,
-    choices: &'a [Choice<'a>],
+    choices: &'a [Choice],
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,11 +99,36 @@ struct Object<'a> {
 }
 
 #[derive(Serialize)]
-struct Choice<'a> {
-    index: u32,
-    text: &'a str,
+struct Choice {
+    index: usize,
+    #[serde(flatten)]
+    said: Said,
     logprobs: Option<LogprobsObject>,
     finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Said {
+    Text(String),
+    Message(Message),
+    Delta(Delta),
+}
+
+#[derive(Serialize)]
+struct Message {
+    role: &'static str,
+    content: String,
+    /// OpenAI's way to say that nothing was refused.
+    refusal: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Delta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -88,73 +148,103 @@ struct Extension<'a> {
     token_ids: Option<Vec<u32>>,
     /// For each token the likeliest ids and the logarithms of their probabilities: texts may be alike, ids are not.
     #[serde(skip_serializing_if = "Option::is_none")]
-    top_logprobs: Option<Vec<&'a [(u32, f64)]>>,
+    top_logprobs: Option<Vec<Vec<(u32, f64)>>>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum LogprobsObject {
+    Text(TextLogprobs),
+    Chat { content: Vec<ChatLogprob>, refusal: Option<Vec<ChatLogprob>> },
 }
 
 #[derive(Serialize, Default)]
-struct LogprobsObject {
+struct TextLogprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<f64>,
     top_logprobs: Vec<Map<String, Value>>,
     text_offset: Vec<usize>,
 }
 
+#[derive(Serialize)]
+struct ChatLogprob {
+    #[serde(flatten)]
+    token: Spelled,
+    top_logprobs: Vec<Spelled>,
+}
+
+/// A token and how likely it was.
+#[derive(Serialize)]
+struct Spelled {
+    token: String,
+    logprob: f64,
+    bytes: Option<Vec<u8>>,
+}
+
 impl Answer {
-    /// An answer of which nothing has been told. `tokenizer` shows tokens where their logprobs are wanted.
+    /// An answer of so many choices of which nothing has been told. `tokenizer` shows tokens where their logprobs are
+    /// wanted.
     pub(super) fn new(
         head: Head,
+        form: Form,
+        choices: usize,
         wanted: Wanted,
         seed: u64,
         prompt: Vec<u32>,
-        tokenizer: Option<Tokenizer>,
-        skip_special: bool,
+        tokenizer: Option<(Tokenizer, bool)>,
     ) -> Self {
         let tokenizer = tokenizer.filter(|_| wanted.logprobs);
-        let pieces = tokenizer.as_ref().map(|tokenizer| tokenizer.stream(skip_special));
-        Self {
-            head,
-            wanted,
-            seed,
-            prompt,
-            untold: Untold::default(),
-            is_begun: false,
-            tokens_count: 0,
-            tokenizer,
-            pieces,
-            offset: 0,
-        }
+        let telling = |_| Telling {
+            pieces: tokenizer.as_ref().map(|(tokenizer, skip_special)| tokenizer.stream(*skip_special)),
+            ..Telling::default()
+        };
+        let tellings = (0..choices).map(telling).collect();
+        let tokenizer = tokenizer.map(|(tokenizer, _)| tokenizer);
+        Self { head, form, wanted, seed, prompt, is_begun: false, tokens_count: 0, tokenizer, tellings }
     }
 
-    /// Takes a step of the answer.
-    pub(super) fn push(&mut self, token: Option<Token>, text: &str) {
-        self.untold.text += text;
+    /// Takes a step of a choice.
+    pub(super) fn push(&mut self, index: usize, token: Option<Token>, text: &str) {
+        let telling = &mut self.tellings[index];
+        telling.text += text;
         self.tokens_count += usize::from(token.is_some());
         if self.wanted.token_ids || self.wanted.logprobs {
-            self.untold.tokens.extend(token);
+            telling.tokens.extend(token);
         }
     }
 
-    /// Whether there is something to tell.
-    pub(super) fn has_news(&self) -> bool {
-        !self.untold.text.is_empty() || !self.untold.tokens.is_empty()
+    /// A choice has ended.
+    pub(super) fn end(&mut self, index: usize, reason: FinishReason) {
+        self.tellings[index].finish = Some(reason);
     }
 
-    /// Writes what has not been told as a chunk: one line of a stream and the empty line after it.
-    pub(super) fn write_chunk(&mut self, finish: Option<FinishReason>, out: &mut Vec<u8>) {
+    /// Whether every choice has ended.
+    pub(super) fn is_complete(&self) -> bool {
+        self.tellings.iter().all(|telling| telling.finish.is_some())
+    }
+
+    /// Whether there is something to tell of a choice.
+    pub(super) fn has_news(&self, index: usize) -> bool {
+        let telling = &self.tellings[index];
+        !telling.text.is_empty() || !telling.tokens.is_empty() || telling.finish.is_some()
+    }
+
+    /// Writes what has not been told of a choice as a chunk: one line of a stream and the empty line after it.
+    pub(super) fn write_chunk(&mut self, index: usize, out: &mut Vec<u8>) {
         // Where the usage comes at the end, every other chunk says that it does not have it.
         let usage = self.wanted.usage.then_some(None);
         out.extend_from_slice(b"data: ");
-        self.write(finish, usage, out);
+        self.write(index..index + 1, true, usage, out);
         out.extend_from_slice(b"\n\n");
-        if finish.is_some() {
+        if self.is_complete() {
             self.write_end(out);
         }
     }
 
     /// Writes the whole answer as one object.
-    pub(super) fn write_whole(&mut self, finish: FinishReason) -> Vec<u8> {
+    pub(super) fn write_whole(&mut self) -> Vec<u8> {
         let mut out = Vec::new();
-        self.write(Some(finish), Some(Some(self.usage())), &mut out);
+        self.write(0..self.tellings.len(), false, Some(Some(self.usage())), &mut out);
         out
     }
 
@@ -170,21 +260,39 @@ impl Answer {
         out.extend_from_slice(b"data: [DONE]\n\n");
     }
 
-    fn write(&mut self, finish: Option<FinishReason>, usage: Option<Option<Usage>>, out: &mut Vec<u8>) {
-        let Untold { text, tokens } = std::mem::take(&mut self.untold);
+    fn write(
+        &mut self,
+        indices: Range<usize>,
+        is_chunk: bool,
+        usage: Option<Option<Usage>>,
+        out: &mut Vec<u8>,
+    ) {
         let is_first = !std::mem::replace(&mut self.is_begun, true);
-        let logprobs = self.wanted.logprobs.then(|| self.logprobs(&tokens));
         let ids = self.wanted.token_ids;
-        let phalanx = (is_first || ids).then(|| Extension {
+        let mut extension = Extension {
             seed: is_first.then_some(self.seed),
-            prompt_token_ids: (is_first && ids).then_some(&self.prompt),
-            token_ids: ids.then(|| tokens.iter().map(|token| token.id).collect()),
-            top_logprobs: (ids && self.wanted.logprobs)
-                .then(|| tokens.iter().filter_map(|t| Some(t.logprobs.as_ref()?.top.as_slice())).collect()),
-        });
-        let finish_reason = finish.map(FinishReason::name);
-        let choice = Choice { index: 0, text: &text, logprobs, finish_reason };
-        write_json(&Object { head: &self.head, choices: &[choice], usage, phalanx }, out);
+            prompt_token_ids: None,
+            token_ids: None,
+            top_logprobs: None,
+        };
+        let mut choices = Vec::new();
+        for index in indices {
+            let telling = &mut self.tellings[index];
+            let (text, tokens) = (std::mem::take(&mut telling.text), std::mem::take(&mut telling.tokens));
+            let said = said(self.form, is_chunk, !std::mem::replace(&mut telling.is_begun, true), text);
+            let finish_reason = telling.finish.map(FinishReason::name);
+            let logprobs = self.wanted.logprobs.then(|| self.logprobs(index, &tokens));
+            choices.push(Choice { index, said, logprobs, finish_reason });
+            if ids {
+                let top = |token: &Token| Some(token.logprobs.as_ref()?.top.clone());
+                extension.token_ids = Some(tokens.iter().map(|token| token.id).collect());
+                extension.top_logprobs =
+                    self.wanted.logprobs.then(|| tokens.iter().filter_map(top).collect());
+            }
+        }
+        extension.prompt_token_ids = (is_first && ids).then_some(&self.prompt);
+        let phalanx = (is_first || ids).then_some(extension);
+        write_json(&Object { head: &self.head, choices: &choices, usage, phalanx }, out);
     }
 
     fn usage(&self) -> Usage {
@@ -192,8 +300,23 @@ impl Answer {
         Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
     }
 
-    fn logprobs(&mut self, tokens: &[Token]) -> LogprobsObject {
-        let mut object = LogprobsObject::default();
+    fn logprobs(&mut self, index: usize, tokens: &[Token]) -> LogprobsObject {
+        match self.form {
+            Form::Text => LogprobsObject::Text(self.text_logprobs(index, tokens)),
+            Form::Chat => {
+                let spelled = |&(id, logprob): &(u32, f64)| self.spelled(id, logprob);
+                let content = tokens.iter().filter_map(|token| {
+                    let Logprobs { chosen, top } = token.logprobs.as_ref()?;
+                    let top_logprobs = top.iter().map(spelled).collect();
+                    Some(ChatLogprob { token: spelled(&(token.id, *chosen)), top_logprobs })
+                });
+                LogprobsObject::Chat { content: content.collect(), refusal: None }
+            }
+        }
+    }
+
+    fn text_logprobs(&mut self, index: usize, tokens: &[Token]) -> TextLogprobs {
+        let mut object = TextLogprobs::default();
         for token in tokens {
             let Some(Logprobs { chosen, top }) = &token.logprobs else { continue };
             let mut alternatives = Map::new();
@@ -204,17 +327,38 @@ impl Answer {
             object.tokens.push(self.spelling(token.id));
             object.token_logprobs.push(*chosen);
             object.top_logprobs.push(alternatives);
-            object.text_offset.push(self.offset);
-            let piece = self.pieces.as_mut().map(|pieces| pieces.push(token.id)).unwrap_or_default();
-            self.offset += piece.chars().count();
+            let telling = &mut self.tellings[index];
+            object.text_offset.push(telling.offset);
+            let piece = telling.pieces.as_mut().map(|pieces| pieces.push(token.id)).unwrap_or_default();
+            telling.offset += piece.chars().count();
         }
         object
+    }
+
+    fn spelled(&self, id: u32, logprob: f64) -> Spelled {
+        let token = self.spelling(id);
+        // Of half a character the text is a sign that stands for any bytes.
+        let bytes = (!token.contains(char::REPLACEMENT_CHARACTER)).then(|| token.as_bytes().to_vec());
+        Spelled { token, logprob, bytes }
     }
 
     /// A token alone, as people may read it.
     fn spelling(&self, id: u32) -> String {
         let decoded = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.decode(&[id], false).ok());
         decoded.unwrap_or_else(|| format!("token_id:{id}"))
+    }
+}
+
+/// A text in its form. In a stream of a chat the first chunk of a choice says whose turn it is.
+fn said(form: Form, is_chunk: bool, is_first: bool, text: String) -> Said {
+    const ROLE: &str = "assistant";
+    match (form, is_chunk) {
+        (Form::Text, _) => Said::Text(text),
+        (Form::Chat, false) => Said::Message(Message { role: ROLE, content: text, refusal: None }),
+        (Form::Chat, true) => Said::Delta(Delta {
+            role: is_first.then_some(ROLE),
+            content: (is_first || !text.is_empty()).then_some(text),
+        }),
     }
 }
 
@@ -226,21 +370,28 @@ fn write_json(value: &impl Serialize, out: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    fn answer(wanted: Wanted) -> Answer {
+    fn answer(form: Form, choices: usize, wanted: Wanted) -> Answer {
         let head = Head {
             id: "cmpl-1".into(),
-            object: "text_completion",
+            object: form.object(false),
             created: 7,
             model: "m".into(),
             system_fingerprint: "f".into(),
         };
-        Answer::new(head, wanted, 3, vec![1, 2], None, true)
+        Answer::new(head, form, choices, wanted, 3, vec![1, 2], None)
     }
 
-    fn chunk(answer: &mut Answer, finish: Option<FinishReason>) -> String {
+    fn chunk(answer: &mut Answer, index: usize, finish: Option<FinishReason>) -> String {
         let mut out = Vec::new();
-        answer.write_chunk(finish, &mut out);
+        if let Some(reason) = finish {
+            answer.end(index, reason);
+        }
+        answer.write_chunk(index, &mut out);
         String::from_utf8(out).unwrap()
+    }
+
+    fn parsed(chunk: &str) -> Value {
+        serde_json::from_str(chunk.lines().next().unwrap().strip_prefix("data: ").unwrap()).unwrap()
     }
 
     const HEAD: &str =
@@ -250,39 +401,40 @@ mod tests {
     #[test]
     fn an_answer_whole_and_in_chunks() {
         let token = |id| Some(Token { id, logprobs: None });
-        let mut whole = answer(Wanted::default());
-        whole.push(token(5), "a");
-        whole.push(token(6), "");
-        whole.push(None, "b");
-        let text = String::from_utf8(whole.write_whole(FinishReason::Stop)).unwrap();
+        let mut whole = answer(Form::Text, 1, Wanted::default());
+        whole.push(0, token(5), "a");
+        whole.push(0, token(6), "");
+        whole.push(0, None, "b");
+        whole.end(0, FinishReason::Stop);
+        let text = String::from_utf8(whole.write_whole()).unwrap();
         let expected = format!(
             "{{{HEAD},\"choices\":[{{\"index\":0,\"text\":\"ab\",\"logprobs\":null,\"finish_reason\":\"stop\"}}],\
              \"usage\":{{\"prompt_tokens\":2,\"completion_tokens\":2,\"total_tokens\":4}},\"phalanx\":{{\"seed\":3}}}}"
         );
         assert_eq!(text, expected);
 
-        let mut stream = answer(Wanted::default());
-        stream.push(token(5), "a");
+        let mut stream = answer(Form::Text, 1, Wanted::default());
+        stream.push(0, token(5), "a");
         let choice = |text: &str, finish: &str| {
             format!(
                 "\"choices\":[{{\"index\":0,\"text\":\"{text}\",\"logprobs\":null,\"finish_reason\":{finish}}}]"
             )
         };
         let expected = format!("data: {{{HEAD},{},\"phalanx\":{{\"seed\":3}}}}\n\n", choice("a", "null"));
-        assert_eq!(chunk(&mut stream, None), expected);
-        stream.push(token(6), "");
-        assert!(!stream.has_news(), "a token without text is no news");
+        assert_eq!(chunk(&mut stream, 0, None), expected);
+        stream.push(0, token(6), "");
+        assert!(!stream.has_news(0), "a token without text is no news");
         let expected = format!("data: {{{HEAD},{}}}\n\ndata: [DONE]\n\n", choice("", "\"length\""));
-        assert_eq!(chunk(&mut stream, Some(FinishReason::Length)), expected);
+        assert_eq!(chunk(&mut stream, 0, Some(FinishReason::Length)), expected);
     }
 
     #[test]
     fn ids_logprobs_and_usage_come_where_they_are_wanted() {
-        let mut stream = answer(Wanted { logprobs: true, token_ids: true, usage: true });
+        let mut stream = answer(Form::Text, 1, Wanted { logprobs: true, token_ids: true, usage: true });
         let logprobs = Logprobs { chosen: -2.5, top: vec![(9, -0.5)] };
-        stream.push(Some(Token { id: 5, logprobs: Some(logprobs) }), "");
-        assert!(stream.has_news());
-        let text = chunk(&mut stream, Some(FinishReason::Length));
+        stream.push(0, Some(Token { id: 5, logprobs: Some(logprobs) }), "");
+        assert!(stream.has_news(0));
+        let text = chunk(&mut stream, 0, Some(FinishReason::Length));
         let lines: Vec<&str> = text.split("\n\n").map(|line| line.trim_start_matches("data: ")).collect();
         let first: Value = serde_json::from_str(lines[0]).unwrap();
         assert_eq!(first["usage"], Value::Null);
@@ -300,5 +452,55 @@ mod tests {
         let usage: Value = serde_json::from_str(lines[1]).unwrap();
         assert_eq!((&usage["choices"], &usage["usage"]["total_tokens"]), (&Value::Array(vec![]), &3.into()));
         assert_eq!(lines[2..], ["[DONE]", ""]);
+    }
+
+    /// A chat's shape, and several choices that are told as they come: the end of all is the end of the stream.
+    #[test]
+    fn chats_have_messages_and_choices_have_numbers() {
+        let token = |id| Some(Token { id, logprobs: None });
+        let mut whole = answer(Form::Chat, 2, Wanted::default());
+        whole.push(1, token(5), "b");
+        whole.push(0, token(6), "a");
+        whole.end(1, FinishReason::Length);
+        assert!(!whole.is_complete());
+        whole.end(0, FinishReason::Stop);
+        let whole: Value = serde_json::from_slice(&whole.write_whole()).unwrap();
+        let choice = |index: usize, content: &str, reason: &str| {
+            serde_json::json!({"index": index, "logprobs": null, "finish_reason": reason,
+                "message": {"role": "assistant", "content": content, "refusal": null}})
+        };
+        assert_eq!(whole["choices"], Value::Array(vec![choice(0, "a", "stop"), choice(1, "b", "length")]));
+        assert_eq!(
+            (&whole["object"], &whole["usage"]["completion_tokens"]),
+            (&"chat.completion".into(), &2.into())
+        );
+
+        let mut stream = answer(Form::Chat, 2, Wanted::default());
+        let choice = |text: &str| parsed(text)["choices"][0].clone();
+        let expected = |index: usize, delta: Value, reason: Option<&str>| serde_json::json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": reason});
+        stream.push(1, token(5), "b");
+        let role = |content: &str| serde_json::json!({"role": "assistant", "content": content});
+        assert_eq!(choice(&chunk(&mut stream, 1, None)), expected(1, role("b"), None));
+        stream.push(1, token(6), "c");
+        let delta = serde_json::json!({"content": "c"});
+        assert_eq!(choice(&chunk(&mut stream, 1, None)), expected(1, delta, None));
+        let ended = chunk(&mut stream, 1, Some(FinishReason::Stop));
+        assert_eq!(choice(&ended), expected(1, serde_json::json!({}), Some("stop")));
+        assert!(!ended.contains("[DONE]"));
+        let ended = chunk(&mut stream, 0, Some(FinishReason::Stop));
+        assert_eq!(choice(&ended), expected(0, role(""), Some("stop")));
+        assert!(ended.ends_with("data: [DONE]\n\n"));
+
+        let mut likely = answer(Form::Chat, 1, Wanted { logprobs: true, ..Wanted::default() });
+        let logprobs = Some(Logprobs { chosen: -2.5, top: vec![(9, -0.5)] });
+        likely.push(0, Some(Token { id: 5, logprobs }), "");
+        let spelled = |id: u32, logprob: f64| {
+            let token = format!("token_id:{id}");
+            serde_json::json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()})
+        };
+        let mut first = spelled(5, -2.5);
+        first["top_logprobs"] = Value::Array(vec![spelled(9, -0.5)]);
+        let expected = serde_json::json!({"content": [first], "refusal": null});
+        assert_eq!(choice(&chunk(&mut likely, 0, None))["logprobs"], expected);
     }
 }

@@ -1,4 +1,4 @@
-//! What a client asks for: the parameters of `/v1/completions`.
+//! What a client asks for: the parameters of `/v1/completions` and `/v1/chat/completions`.
 //!
 //! Pure. Everything is checked here, before anything is computed; what cannot be done is refused by name and never
 //! left out. Defaults are OpenAI's.
@@ -9,11 +9,16 @@ use std::time::Duration;
 use model::sampler::{Sampling, SamplingError, SamplingFields};
 use model::text::{STOP_COUNT_MAX, StopStream};
 
+use super::answer::Form;
+use super::chat::Conversation;
 use super::fields::Fields;
+use super::prompt::Prompt;
 use super::refusal::{Refusal, quote};
 
-/// Tokens of an answer where nobody says, as OpenAI has it.
+/// Tokens of a completion where nobody says, as OpenAI has it; a chat may go on to the end of the context.
 const TOKENS_MAX: u64 = 16;
+/// The most choices of one request. Each is computed like a request of its own, its prompt too.
+const CHOICES_MAX: u64 = 32;
 /// The most likeliest tokens that are told of each. Each costs a search and some bytes per token.
 const LOGPROBS_MAX: u64 = 20;
 /// The most tokens with a bias. Each costs an addition per token.
@@ -23,7 +28,7 @@ const DEADLINE_MS: u64 = 600_000;
 /// The longest deadline: a day.
 const DEADLINE_MS_MAX: u64 = 86_400_000;
 
-const KNOWN: &[&str] = &[
+const KNOWN_TEXT: &[&str] = &[
     "model",
     "prompt",
     "max_tokens",
@@ -48,20 +53,41 @@ const KNOWN: &[&str] = &[
     "phalanx",
 ];
 
-/// A prompt.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Prompt {
-    /// Still to be made ids.
-    Text(String),
-    /// Ids.
-    Ids(Vec<u32>),
-}
+const KNOWN_CHAT: &[&str] = &[
+    "model",
+    "messages",
+    "max_completion_tokens",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "ignore_eos",
+    "n",
+    "response_format",
+    "tools",
+    "tool_choice",
+    "chat_template_kwargs",
+    "stream",
+    "stream_options",
+    "phalanx",
+];
 
 /// What is asked for. All of it is valid but for what only the model knows: ids, lengths, its name.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Asked {
     pub(super) model: Option<String>,
     pub(super) prompt: Prompt,
+    /// How many answers; the first is the answer of a request for one.
+    pub(super) choices: usize,
     pub(super) sampling: Sampling,
     pub(super) tokens_max: usize,
     pub(super) stop: Vec<String>,
@@ -75,23 +101,41 @@ pub(super) struct Asked {
 
 impl Asked {
     /// Reads a body. `seed` is for a client that names none.
-    pub(super) fn read(body: &[u8], seed: u64) -> Result<Self, Refusal> {
-        let body = std::str::from_utf8(body).map_err(|error| {
-            let message = format!("the body is not UTF-8: {error}");
-            Refusal::new(axum::http::StatusCode::BAD_REQUEST, "invalid_json", message)
-        })?;
-        let fields = Fields::read(body, "", KNOWN)?;
+    pub(super) fn read(form: Form, body: &[u8], seed: u64) -> Result<Self, Refusal> {
+        let known = match form {
+            Form::Text => KNOWN_TEXT,
+            Form::Chat => KNOWN_CHAT,
+        };
+        let fields = Fields::read(utf8(body)?, "", known)?;
         refuse_unsupported(&fields)?;
+        let choices = choices(&fields)?;
+        let (prompt, tokens_max, logprobs) = match form {
+            Form::Text => {
+                let tokens_max = whole(&fields, "max_tokens", 1, u64::MAX)?.unwrap_or(TOKENS_MAX);
+                (prompt(&fields)?, tokens_max, whole(&fields, "logprobs", 0, LOGPROBS_MAX)?)
+            }
+            Form::Chat => {
+                let prompt = Prompt::Chat(Conversation::read(&fields)?);
+                (prompt, chat_tokens_max(&fields)?, chat_logprobs(&fields)?)
+            }
+        };
         let stop = stop(&fields)?;
         let (stream, include_usage) = stream(&fields)?;
         let (deadline, return_token_ids) = extensions(&fields)?;
+        if return_token_ids && choices > 1 {
+            let message = format!(
+                "`phalanx.return_token_ids` is for one answer, and `n` is {choices}; leave one of them out"
+            );
+            return Err(Refusal::unsupported("phalanx.return_token_ids", message));
+        }
         Ok(Self {
             model: fields.take("model", "a string")?,
-            prompt: prompt(&fields)?,
+            prompt,
+            choices,
             sampling: sampling(&fields, seed)?,
-            tokens_max: whole(&fields, "max_tokens", 1, u64::MAX)?.unwrap_or(TOKENS_MAX) as usize,
+            tokens_max: tokens_max as usize,
             stop,
-            logprobs: whole(&fields, "logprobs", 0, LOGPROBS_MAX)?.map(|count| count as usize),
+            logprobs: logprobs.map(|count| count as usize),
             ignore_eos: flag(&fields, "ignore_eos")?,
             stream,
             include_usage,
@@ -101,7 +145,15 @@ impl Asked {
     }
 }
 
-fn flag(fields: &Fields<'_>, name: &str) -> Result<bool, Refusal> {
+/// A body as text.
+pub(super) fn utf8(body: &[u8]) -> Result<&str, Refusal> {
+    std::str::from_utf8(body).map_err(|error| {
+        let message = format!("the body is not UTF-8: {error}");
+        Refusal::new(axum::http::StatusCode::BAD_REQUEST, "invalid_json", message)
+    })
+}
+
+pub(super) fn flag(fields: &Fields<'_>, name: &str) -> Result<bool, Refusal> {
     Ok(fields.take(name, "true or false")?.unwrap_or(false))
 }
 
@@ -122,19 +174,60 @@ fn whole(fields: &Fields<'_>, name: &str, least: u64, most: u64) -> Result<Optio
 
 /// Parameters that OpenAI's clients may send, and of which only the value that asks for nothing can be taken.
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), Refusal> {
-    for name in ["n", "best_of"] {
-        if let Some(count) = whole(fields, name, 1, u64::MAX)?.filter(|count| *count != 1) {
-            let message =
-                format!("`{name}` is {count}; one answer per request is given, so send as many requests");
-            return Err(Refusal::unsupported(name, message));
-        }
-    }
     if flag(fields, "echo")? {
         return Err(Refusal::unsupported("echo", "`echo` is not supported; the prompt is what was sent"));
     }
-    match fields.raw("suffix") {
-        Some(_) => Err(Refusal::unsupported("suffix", "`suffix` is not supported; leave it out")),
-        None => Ok(()),
+    if fields.raw("suffix").is_some() {
+        return Err(Refusal::unsupported("suffix", "`suffix` is not supported; leave it out"));
+    }
+    let Some(format) = fields.raw("response_format") else { return Ok(()) };
+    let format = Fields::read(format, "response_format.", &["type", "json_schema"])?;
+    match format.take::<String>("type", "\"text\"")?.as_deref() {
+        Some("text") if format.raw("json_schema").is_none() => Ok(()),
+        kind => {
+            let message = format!(
+                "`response_format` of type \"{}\" is not supported yet, only \"text\"; ask for the form in words",
+                quote(kind.unwrap_or(""))
+            );
+            Err(Refusal::unsupported("response_format", message))
+        }
+    }
+}
+
+fn choices(fields: &Fields<'_>) -> Result<usize, Refusal> {
+    let count = whole(fields, "n", 1, CHOICES_MAX)?.unwrap_or(1);
+    if let Some(best_of) = whole(fields, "best_of", 1, u64::MAX)?.filter(|best_of| *best_of != count) {
+        let message = format!(
+            "`best_of` is {best_of} and `n` is {count}; answers are not chosen among, so leave it out"
+        );
+        return Err(Refusal::unsupported("best_of", message));
+    }
+    Ok(count as usize)
+}
+
+/// Of both names of one thing, one or the same.
+fn chat_tokens_max(fields: &Fields<'_>) -> Result<u64, Refusal> {
+    const NAMES: [&str; 2] = ["max_completion_tokens", "max_tokens"];
+    match NAMES.map(|name| whole(fields, name, 1, u64::MAX)) {
+        [Ok(Some(new)), Ok(Some(old))] if new != old => {
+            let message = format!(
+                "`max_completion_tokens` is {new} and `max_tokens`, its former name, is {old}; send one of them"
+            );
+            Err(Refusal::value(NAMES[1], message))
+        }
+        [new, old] => Ok(new?.or(old?).unwrap_or(u64::MAX)),
+    }
+}
+
+/// How many likeliest tokens are told of each position, if any is told.
+fn chat_logprobs(fields: &Fields<'_>) -> Result<Option<u64>, Refusal> {
+    let top = whole(fields, "top_logprobs", 0, LOGPROBS_MAX)?;
+    match (flag(fields, "logprobs")?, top) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => {
+            Err(Refusal::value("top_logprobs", "`top_logprobs` needs `logprobs`: true; send it too"))
+        }
     }
 }
 
@@ -176,10 +269,10 @@ fn prompt(fields: &Fields<'_>) -> Result<Prompt, Refusal> {
     // The first element says of what it is a list.
     let inner = raw.strip_prefix('[').map(|list| list.trim_start().chars().next());
     let listed = match inner {
-        None => return Ok(Prompt::Text(fields.take("prompt", EXPECTED)?.unwrap_or_default())),
+        None => return Ok(Prompt::text(fields.take("prompt", EXPECTED)?.unwrap_or_default())),
         Some(Some('"')) => {
             let One { first, is_several } = take::<One<String>>(fields)?;
-            One { first: first.map(Prompt::Text), is_several }
+            One { first: first.map(Prompt::text), is_several }
         }
         Some(Some('[')) => {
             let One { first, is_several } = take::<One<Vec<u32>>>(fields)?;
@@ -286,7 +379,12 @@ mod tests {
     use super::*;
 
     fn read(json: &str) -> Result<Asked, Refusal> {
-        Asked::read(json.as_bytes(), 5)
+        Asked::read(Form::Text, json.as_bytes(), 5)
+    }
+
+    fn chat(more: &str) -> Result<Asked, Refusal> {
+        let body = format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"x\"}}]{more}}}");
+        Asked::read(Form::Chat, body.as_bytes(), 5)
     }
 
     /// A client written for OpenAI leaves out most and expects their defaults.
@@ -296,7 +394,8 @@ mod tests {
             read(r#"{"prompt": "x", "n": 1, "best_of": 1, "echo": false, "suffix": null, "stop": null}"#);
         let expected = Asked {
             model: None,
-            prompt: Prompt::Text("x".into()),
+            prompt: Prompt::text("x".into()),
+            choices: 1,
             sampling: Sampling::new(SamplingFields { temperature: 1.0, seed: 5, ..Default::default() })
                 .unwrap(),
             tokens_max: 16,
@@ -335,6 +434,7 @@ mod tests {
             model: Some("m".into()),
             prompt: Prompt::Ids(vec![1, 2]),
             sampling: Sampling::new(sampling).unwrap(),
+            choices: 1,
             tokens_max: 3,
             stop: vec!["a".into(), "b".into()],
             logprobs: Some(2),
@@ -350,7 +450,7 @@ mod tests {
     #[test]
     fn a_prompt_may_be_alone_in_a_list() {
         let prompt = |json: &str| read(&format!("{{\"prompt\": {json}}}")).map(|asked| asked.prompt);
-        assert_eq!(prompt(r#"["x"]"#).unwrap(), Prompt::Text("x".into()));
+        assert_eq!(prompt(r#"["x"]"#).unwrap(), Prompt::text("x".into()));
         assert_eq!(prompt("[ [1, 2] ]").unwrap(), Prompt::Ids(vec![1, 2]));
         assert_eq!(prompt("[]").unwrap(), Prompt::Ids(vec![]), "the model says that it is empty");
         for several in [r#"["x", "y"]"#, "[[1], [2]]", r#"["x", 1]"#] {
@@ -393,8 +493,10 @@ mod tests {
             ("logprobs", "21"),
             ("logprobs", "true"),
             ("ignore_eos", "1"),
-            ("n", "2"),
+            ("n", "33"),
             ("n", "0"),
+            ("messages", "[]"),
+            ("top_logprobs", "1"),
             ("best_of", "3"),
             ("echo", "true"),
             ("suffix", "\"x\""),
@@ -421,6 +523,40 @@ mod tests {
             assert_eq!(refusal.status.as_u16(), 400);
         }
         assert!(read("{}").unwrap_err().message.contains("`prompt` is missing"));
-        assert!(Asked::read(b"{\"prompt\": \"\xff\"}", 0).unwrap_err().message.contains("UTF-8"));
+        assert!(Asked::read(Form::Text, b"{\"prompt\": \"\xff\"}", 0).unwrap_err().message.contains("UTF-8"));
+    }
+
+    /// A chat's own: names and defaults are OpenAI's.
+    #[test]
+    fn a_chat_has_parameters_of_its_own() {
+        let asked = chat("").unwrap();
+        assert_eq!((asked.tokens_max, asked.logprobs, asked.choices), (usize::MAX, None, 1));
+        let asked =
+            chat(", \"logprobs\": true, \"n\": 3, \"max_completion_tokens\": 7, \"max_tokens\": 7").unwrap();
+        assert_eq!((asked.tokens_max, asked.logprobs, asked.choices), (7, Some(0), 3));
+        let asked = chat(
+            ", \"logprobs\": true, \"top_logprobs\": 4, \"max_tokens\": 9, \"response_format\": {\"type\": \"text\"}",
+        );
+        let asked = asked.unwrap();
+        assert_eq!((asked.tokens_max, asked.logprobs), (9, Some(4)));
+        for (param, more) in [
+            ("prompt", "\"prompt\": \"x\""),
+            ("logprobs", "\"logprobs\": 3"),
+            ("top_logprobs", "\"top_logprobs\": 3"),
+            ("top_logprobs", "\"logprobs\": true, \"top_logprobs\": 21"),
+            ("max_tokens", "\"max_tokens\": 0"),
+            ("max_tokens", "\"max_tokens\": 1, \"max_completion_tokens\": 2"),
+            ("max_completion_tokens", "\"max_completion_tokens\": -1"),
+            ("response_format", "\"response_format\": {\"type\": \"json_object\"}"),
+            ("response_format", "\"response_format\": 1"),
+            ("response_format.kind", "\"response_format\": {\"kind\": 1}"),
+            ("best_of", "\"best_of\": 1"),
+            ("echo", "\"echo\": false"),
+            ("functions", "\"functions\": []"),
+            ("phalanx.return_token_ids", "\"n\": 2, \"phalanx\": {\"return_token_ids\": true}"),
+        ] {
+            let refusal = chat(&format!(", {more}")).expect_err(more);
+            assert_eq!((refusal.param.as_deref(), refusal.status.as_u16()), (Some(param), 400), "{more}");
+        }
     }
 }

@@ -90,6 +90,10 @@ pub struct Served {
 impl Served {
     /// What the bits of an answer depend on, in one word: OpenAI's `system_fingerprint`.
     pub(super) fn fingerprint(&self) -> String {
-        format!("{}-{:.12}", self.numeric_class, self.config_digest.to_string())
+        let shards = match self.spec.shards {
+            1 => String::new(),
+            shards => format!("-{shards}-shards"),
+        };
+        format!("{}-{:.12}{shards}", self.numeric_class, self.config_digest.to_string())
     }
 }

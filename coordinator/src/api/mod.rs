@@ -1,7 +1,8 @@
-//! What clients speak to: OpenAI's completions over HTTP, the state of the cluster, and whether it serves.
+//! What clients speak to: OpenAI's completions and chats over HTTP, the state of the cluster, and whether it serves.
 //!
 //! In the order a request meets it: [`serve`] bounds connections, headers and writes; the router reads the body
-//! within its bounds; `ask` makes parameters of it and refuses by name what it cannot do; [`Backend`] computes;
+//! within its bounds; `ask` (and `chat`, for messages) makes parameters of it and refuses by name what it cannot do;
+//! `prompt` makes ids; [`Backend`] computes;
 //! `answer` and `stream` tell the client. It knows neither actors nor experts: whoever implements [`Backend`] may be
 //! a cluster or a thread.
 //!
@@ -10,12 +11,16 @@
 mod answer;
 mod ask;
 mod backend;
+mod chat;
 mod fields;
 mod listen;
+mod metrics;
 mod paced;
+mod prompt;
 mod refusal;
 mod routes;
 mod stream;
+mod tokens;
 
 pub use backend::{Backend, Health, Served, Soon, State};
 pub use listen::{Exposed, Limits, check_address, serve};

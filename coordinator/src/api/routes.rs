@@ -10,20 +10,24 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State as Shared};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http_body_util::BodyExt;
 use model::plain::{check_context, check_tokens};
 use model::text::StopStream;
-use serde_json::json;
-use tokio::sync::{Semaphore, mpsc};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
-use super::answer::{Answer, Head, Wanted};
-use super::ask::{Asked, Prompt};
+use super::answer::{Answer, Form, Head, Wanted};
+use super::ask::Asked;
+use super::metrics::{Meter, Metrics, Outcome};
+use super::prompt::Encoder;
 use super::refusal::{Refusal, json_response, quote};
-use super::stream::{EventStream, Events, Guard, collect, soon};
+use super::stream::{Choices, EventStream, Events, Guard, collect, soon};
+use super::tokens::{Detokenize, Tokenize};
 use super::{Backend, Health, Limits, Served, State};
 use crate::data::request::Submission;
 use crate::generation::{Generation, Request as Answering};
@@ -31,10 +35,6 @@ use crate::generation::{Generation, Request as Answering};
 /// How long a stream's status waits for its first event, so that a refusal has a status of its own. Later ones are
 /// told within the stream.
 const STATUS_WITHIN: Duration = Duration::from_secs(10);
-/// From so many bytes on a prompt is made ids beside the threads that serve clients: some 2 ms of work.
-const ENCODED_ASIDE: usize = 8 << 10;
-/// So many of them at once.
-const ENCODINGS_MAX: usize = 2;
 /// How much of a body that is too large is still read, so that its sender reads the refusal and not a reset.
 const DRAINED_FACTOR: usize = 4;
 
@@ -43,7 +43,10 @@ pub struct App {
     backend: Arc<dyn Backend>,
     served: Served,
     limits: Limits,
-    encodings: Arc<Semaphore>,
+    encoder: Encoder,
+    metrics: Arc<Metrics>,
+    /// Seconds since 1970 when it began, which clients expect of a model.
+    created: u64,
     /// Makes the names of answers and the seeds of those who name none: keyed at random, and counted.
     random: RandomState,
     count: AtomicU64,
@@ -52,13 +55,30 @@ pub struct App {
 impl App {
     /// Serves a model by a backend.
     pub fn new(backend: Arc<dyn Backend>, served: Served, limits: Limits) -> Self {
-        let (encodings, random) = (Arc::new(Semaphore::new(ENCODINGS_MAX)), RandomState::new());
-        Self { backend, served, limits, encodings, random, count: AtomicU64::new(0) }
+        let encoder = Encoder::new(Arc::clone(&served.texts));
+        let (created, random) = (unix_seconds(), RandomState::new());
+        Self {
+            backend,
+            served,
+            limits,
+            encoder,
+            metrics: Arc::default(),
+            created,
+            random,
+            count: AtomicU64::new(0),
+        }
     }
 
     /// What clients may hold.
     pub(super) fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// A model by name that is not the one served.
+    fn check_model(&self, model: Option<&str>) -> Result<(), Refusal> {
+        let Some(model) = model.filter(|model| *model != self.served.name) else { return Ok(()) };
+        let message = format!("the model served is `{}`, not `{}`", self.served.name, quote(model));
+        Err(Refusal::new(StatusCode::NOT_FOUND, "model_not_found", message).of("model"))
     }
 
     fn random(&self) -> u64 {
@@ -68,20 +88,34 @@ impl App {
     }
 }
 
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
 /// The paths.
 pub(super) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/completions", post(completions))
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*name}", get(model))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
         .route("/health", get(health))
+        .route("/ready", get(ready))
         .route("/cluster", get(cluster))
+        .route("/metrics", get(metrics))
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)
         .with_state(app)
 }
 
 async fn no_path(uri: Uri) -> Refusal {
-    let message =
-        format!("there is nothing at {}; there are /v1/completions, /health and /cluster", quote(uri.path()));
+    let message = format!(
+        "there is nothing at {}; there are /v1/chat/completions, /v1/completions, /v1/models, /tokenize, \
+         /detokenize, /health, /ready, /metrics and /cluster",
+        quote(uri.path())
+    );
     Refusal::new(StatusCode::NOT_FOUND, "not_found", message)
 }
 
@@ -90,7 +124,17 @@ async fn no_method(method: Method, uri: Uri) -> Refusal {
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
 }
 
+/// Whether every expert has a holder.
 async fn health(Shared(app): Shared<Arc<App>>) -> Result<Response, Refusal> {
+    told_health(&app, |state| state == State::Serving).await
+}
+
+/// Whether requests are taken, which is what a balancer wants to know: they are too while an expert is waited for.
+async fn ready(Shared(app): Shared<Arc<App>>) -> Result<Response, Refusal> {
+    told_health(&app, State::takes_requests).await
+}
+
+async fn told_health(app: &App, is_well: impl Fn(State) -> bool) -> Result<Response, Refusal> {
     let Health { state, missing } = soon(app.backend.health()).await?;
     let served = &app.served;
     let body = json!({
@@ -98,55 +142,94 @@ async fn health(Shared(app): Shared<Arc<App>>) -> Result<Response, Refusal> {
         "missing": missing,
         "model": served.name,
         "numeric_class": served.numeric_class.to_string(),
+        "shards": served.spec.shards,
         "config_digest": served.config_digest.to_string(),
         "context_max": served.spec.context_max,
         "has_tokenizer": served.texts.tokenizer.is_some(),
         "max_new_tokens": served.texts.defaults.max_new_tokens,
     });
-    Ok(match state {
-        State::Serving => json_response(StatusCode::OK, &body),
-        _ => {
-            let mut response = json_response(StatusCode::SERVICE_UNAVAILABLE, &body);
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(1));
-            response
-        }
-    })
+    if is_well(state) {
+        return Ok(json_response(StatusCode::OK, &body));
+    }
+    let mut response = json_response(StatusCode::SERVICE_UNAVAILABLE, &body);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(1));
+    Ok(response)
+}
+
+/// The one model, as OpenAI's clients list it.
+fn model_object(app: &App) -> Value {
+    json!({"id": app.served.name, "object": "model", "created": app.created, "owned_by": "phalanx",
+        "max_model_len": app.served.spec.context_max})
+}
+
+async fn models(Shared(app): Shared<Arc<App>>) -> Response {
+    json_response(StatusCode::OK, &json!({"object": "list", "data": [model_object(&app)]}))
+}
+
+async fn model(
+    Shared(app): Shared<Arc<App>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, Refusal> {
+    // A name that is no UTF-8 is no model's.
+    let name = name.map_or_else(|_| "?".into(), |Path(name)| name);
+    app.check_model(Some(&name))?;
+    Ok(json_response(StatusCode::OK, &model_object(&app)))
+}
+
+async fn tokenize(Shared(app): Shared<Arc<App>>, request: Request) -> Result<Response, Refusal> {
+    let asked = Tokenize::read(&body_of(request, &app.limits).await?)?;
+    app.check_model(asked.model.as_deref())?;
+    let answer = asked.answer(&app.encoder, &app.served.texts, &app.served.spec).await?;
+    Ok(json_response(StatusCode::OK, &answer))
+}
+
+async fn detokenize(Shared(app): Shared<Arc<App>>, request: Request) -> Result<Response, Refusal> {
+    let asked = Detokenize::read(&body_of(request, &app.limits).await?)?;
+    app.check_model(asked.model.as_deref())?;
+    Ok(json_response(StatusCode::OK, &asked.answer(&app.served.texts, &app.served.spec)?))
 }
 
 async fn cluster(Shared(app): Shared<Arc<App>>) -> Result<Response, Refusal> {
     Ok(json_response(StatusCode::OK, &soon(app.backend.cluster()).await?))
 }
 
+async fn metrics(Shared(app): Shared<Arc<App>>) -> Result<Response, Refusal> {
+    let text = app.metrics.text(&soon(app.backend.cluster()).await?);
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+}
+
 async fn completions(Shared(app): Shared<Arc<App>>, request: Request) -> Result<Response, Refusal> {
+    answered(&app, Form::Text, request).await
+}
+
+async fn chat(Shared(app): Shared<Arc<App>>, request: Request) -> Result<Response, Refusal> {
+    answered(&app, Form::Chat, request).await
+}
+
+async fn answered(app: &App, form: Form, request: Request) -> Result<Response, Refusal> {
     let started = Instant::now();
-    let (parts, body) = request.into_parts();
-    check_content_type(&parts.headers)?;
-    let body = read_body(&parts.headers, body, &app.limits).await?;
-    // A number that survives JavaScript, in which numbers have 53 bits.
-    let asked = Asked::read(&body, app.random() >> 11)?;
-    drop(body);
-    if let Some(model) = asked.model.as_ref().filter(|model| **model != app.served.name) {
-        let message = format!("the model served is `{}`, not `{}`", app.served.name, quote(model));
-        return Err(Refusal::new(StatusCode::NOT_FOUND, "model_not_found", message).of("model"));
+    let asked = ask(app, form, request).await.inspect_err(|_| app.metrics.count(Outcome::Refused))?;
+    let (generations, answer, Told { within, is_stream }) = asked;
+    let mut choices = Vec::with_capacity(generations.len());
+    for generation in generations {
+        let (told, events) = mpsc::channel(Submission::events_max(generation.request().tokens_max));
+        let submission = Submission {
+            generation,
+            deadline: started + within,
+            within_ms: within.as_millis() as u64,
+            events: told,
+        };
+        // Whoever was handed in before one that cannot be is cancelled by its guard.
+        let guard = submit(app, submission).await?;
+        let meter = Meter::new(Arc::clone(&app.metrics), started);
+        choices.push(Events::new(events, guard, meter, within.saturating_sub(started.elapsed())));
     }
-    check_health(&soon(app.backend.health()).await?)?;
-    let within = asked.deadline;
-    let (generation, answer, is_stream) = prepare(&app, asked).await?;
-    let (told, events) = mpsc::channel(Submission::events_max(generation.request().tokens_max));
-    let submission = Submission {
-        generation,
-        deadline: started + within,
-        within_ms: within.as_millis() as u64,
-        events: told,
-    };
-    let guard = submit(&app, submission).await?;
-    let mut events = Events::new(events, guard, within.saturating_sub(started.elapsed()));
+    let mut choices = Choices::new(choices);
     if !is_stream {
-        let body = collect(events, answer).await?;
+        let body = collect(choices, answer).await?;
         return Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response());
     }
-    events.wait_first(STATUS_WITHIN).await;
-    if let Some(failure) = events.take_failure() {
+    if let Some(failure) = choices.first_failure(STATUS_WITHIN).await {
         return Err(failure.into());
     }
     let headers = [
@@ -155,7 +238,26 @@ async fn completions(Shared(app): Shared<Arc<App>>, request: Request) -> Result<
         // Says to proxies in nginx's manner that tokens are to be passed on as they come.
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    Ok((headers, Body::new(EventStream::new(events, answer))).into_response())
+    Ok((headers, Body::new(EventStream::new(choices, answer))).into_response())
+}
+
+/// How an answer is to be told.
+struct Told {
+    within: Duration,
+    is_stream: bool,
+}
+
+/// What is asked for, with nothing computed yet.
+async fn ask(app: &App, form: Form, request: Request) -> Result<(Vec<Generation>, Answer, Told), Refusal> {
+    let body = body_of(request, &app.limits).await?;
+    // A number that survives JavaScript, in which numbers have 53 bits.
+    let asked = Asked::read(form, &body, app.random() >> 11)?;
+    drop(body);
+    app.check_model(asked.model.as_deref())?;
+    check_health(&soon(app.backend.health()).await?)?;
+    let told = Told { within: asked.deadline, is_stream: asked.stream };
+    let (generations, answer) = prepare(app, form, asked).await?;
+    Ok((generations, answer, told))
 }
 
 /// Hands a request in. In a task of its own, so that a client who goes away meanwhile is noticed all the same: then
@@ -196,6 +298,13 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
+/// The body of a request, which should be JSON.
+async fn body_of(request: Request, limits: &Limits) -> Result<Vec<u8>, Refusal> {
+    let (parts, body) = request.into_parts();
+    check_content_type(&parts.headers)?;
+    read_body(&parts.headers, body, limits).await
+}
+
 /// A body within its bounds of bytes and time.
 async fn read_body(headers: &HeaderMap, mut body: Body, limits: &Limits) -> Result<Vec<u8>, Refusal> {
     let most = limits.body_bytes_max;
@@ -234,16 +343,17 @@ fn too_large(most: usize) -> Refusal {
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
 }
 
-/// Makes an answer that has not begun, and whoever tells it.
-async fn prepare(app: &App, asked: Asked) -> Result<(Generation, Answer, bool), Refusal> {
+/// Makes the choices of an answer that has not begun, and whoever tells it.
+async fn prepare(app: &App, form: Form, asked: Asked) -> Result<(Vec<Generation>, Answer), Refusal> {
     let Served { name, spec, texts, .. } = &app.served;
-    let prompt = prompt_ids(app, asked.prompt).await?;
+    let param = asked.prompt.param();
+    let prompt = app.encoder.ids(asked.prompt).await?;
     if prompt.is_empty() {
-        return Err(Refusal::value("prompt", "`prompt` is empty: it has no token to continue"));
+        return Err(Refusal::value(param, format!("`{param}` is empty: it has no token to continue")));
     }
-    check_tokens(spec, &prompt).map_err(|error| Refusal::value("prompt", error.to_string()))?;
+    check_tokens(spec, &prompt).map_err(|error| Refusal::value(param, error.to_string()))?;
     check_context(spec, prompt.len()).map_err(|error| {
-        Refusal::new(StatusCode::BAD_REQUEST, "context_length_exceeded", error.to_string()).of("prompt")
+        Refusal::new(StatusCode::BAD_REQUEST, "context_length_exceeded", error.to_string()).of(param)
     })?;
     let fields = asked.sampling.fields();
     if let Some((id, _)) = fields.logit_bias.iter().find(|(id, _)| *id as usize >= spec.vocab) {
@@ -259,16 +369,15 @@ async fn prepare(app: &App, asked: Asked) -> Result<(Generation, Answer, bool), 
         usage: asked.include_usage,
     };
     let head = Head {
-        id: format!("cmpl-{:016x}", app.random()),
-        object: "text_completion",
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        id: format!("{}-{:016x}", form.prefix(), app.random()),
+        object: form.object(asked.stream),
+        created: unix_seconds(),
         model: name.clone(),
         system_fingerprint: app.served.fingerprint(),
     };
     let skip_special = !asked.ignore_eos;
-    let tokenizer = texts.tokenizer.clone();
-    let text = tokenizer.as_ref().map(|tokenizer| tokenizer.stream(skip_special));
-    let answer = Answer::new(head, wanted, fields.seed, prompt.clone(), tokenizer, skip_special);
+    let tokenizer = texts.tokenizer.clone().map(|tokenizer| (tokenizer, skip_special));
+    let answer = Answer::new(head, form, asked.choices, wanted, fields.seed, prompt.clone(), tokenizer);
     let stop = StopStream::new(asked.stop).map_err(|error| Refusal::value("stop", error.to_string()))?;
     let request = Answering {
         // The last token is chosen from the logits of the last position and not computed itself.
@@ -278,23 +387,10 @@ async fn prepare(app: &App, asked: Asked) -> Result<(Generation, Answer, bool), 
         end_ids: if asked.ignore_eos { Vec::new() } else { texts.end_ids() },
         logprobs: asked.logprobs,
     };
-    Ok((Generation::new(request, text, stop), answer, asked.stream))
-}
-
-async fn prompt_ids(app: &App, prompt: Prompt) -> Result<Vec<u32>, Refusal> {
-    let text = match prompt {
-        Prompt::Ids(ids) => return Ok(ids),
-        Prompt::Text(text) => text,
+    let generation = |index: usize| {
+        let sampling = request.sampling.with_seed(request.sampling.fields().seed.wrapping_add(index as u64));
+        let text = texts.tokenizer.as_ref().map(|tokenizer| tokenizer.stream(skip_special));
+        Generation::new(Answering { sampling, ..request.clone() }, text, stop.clone())
     };
-    let tokenizer =
-        app.served.texts.tokenizer().map_err(|error| Refusal::value("prompt", error.to_string()))?;
-    let encoded = if text.len() < ENCODED_ASIDE {
-        tokenizer.encode(&text, true)
-    } else {
-        let tokenizer = tokenizer.clone();
-        let _permit = app.encodings.acquire().await.expect("it is never closed");
-        let encoding = tokio::task::spawn_blocking(move || tokenizer.encode(&text, true));
-        encoding.await.map_err(|_| Refusal::value("prompt", "`prompt` cannot be made token ids"))?
-    };
-    encoded.map_err(|error| Refusal::value("prompt", error.to_string()))
+    Ok(((0..asked.choices).map(generation).collect(), answer))
 }

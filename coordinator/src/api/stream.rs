@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::Backend;
 use super::answer::Answer;
+use super::metrics::Meter;
 use super::refusal::Refusal;
 use crate::data::request::{Event, Failure, RequestId};
 
@@ -50,24 +51,19 @@ pub(super) struct Events {
     /// What was looked at and not taken.
     first: Option<Event>,
     guard: Guard,
+    meter: Meter,
     late: Pin<Box<Sleep>>,
     within_ms: u64,
 }
 
 impl Events {
-    pub(super) fn new(events: mpsc::Receiver<Event>, guard: Guard, within: Duration) -> Self {
+    pub(super) fn new(events: mpsc::Receiver<Event>, guard: Guard, meter: Meter, within: Duration) -> Self {
         let late = Box::pin(sleep_until(Instant::now() + within + LATE));
-        Self { events, first: None, guard, late, within_ms: within.as_millis() as u64 }
+        Self { events, first: None, guard, meter, late, within_ms: within.as_millis() as u64 }
     }
 
-    /// Waits for the first event, at most so long, without taking it.
-    pub(super) async fn wait_first(&mut self, within: Duration) {
-        let next = std::future::poll_fn(|cx| self.poll_next(cx));
-        self.first = tokio::time::timeout(within, next).await.ok();
-    }
-
-    /// If a failure is all that there is.
-    pub(super) fn take_failure(&mut self) -> Option<Failure> {
+    /// If a failure is what was looked at.
+    fn take_failure(&mut self) -> Option<Failure> {
         match self.first.take() {
             Some(Event::Failed(failure)) => Some(failure),
             other => {
@@ -75,11 +71,6 @@ impl Events {
                 None
             }
         }
-    }
-
-    /// The next event; after an end there is none.
-    pub(super) async fn next(&mut self) -> Event {
-        std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
@@ -95,46 +86,95 @@ impl Events {
                 std::task::ready!(self.late.as_mut().poll(cx));
                 // Not over: whoever did not keep the deadline is told that nobody waits.
                 let late = Failure::TooLate { within_ms: self.within_ms, missing: None };
-                return Poll::Ready(Event::Failed(late));
+                let late = Event::Failed(late);
+                self.meter.handle_event(&late, std::time::Instant::now());
+                return Poll::Ready(late);
             }
         };
+        self.meter.handle_event(&event, std::time::Instant::now());
         self.guard.is_over |= !matches!(event, Event::Step { .. });
         Poll::Ready(event)
     }
 }
 
+/// The events of all choices of an answer, as they come.
+pub(super) struct Choices {
+    choices: Vec<Events>,
+    /// Who is asked first, so that nobody always waits for another.
+    next: usize,
+}
+
+impl Choices {
+    pub(super) fn new(choices: Vec<Events>) -> Self {
+        Self { choices, next: 0 }
+    }
+
+    /// Waits, at most so long, until one of them has something to say, without taking it. A failure of any that is
+    /// known by then is all that there is.
+    pub(super) async fn first_failure(&mut self, within: Duration) -> Option<Failure> {
+        let look = std::future::poll_fn(|cx| {
+            for events in &mut self.choices {
+                if let Poll::Ready(event) = events.poll_next(cx) {
+                    events.first = Some(event);
+                }
+            }
+            match self.choices.iter().any(|events| events.first.is_some()) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        });
+        let _ = tokio::time::timeout(within, look).await;
+        self.choices.iter_mut().find_map(Events::take_failure)
+    }
+
+    /// The next event of anybody. After a failure, and after the end of all, there is none.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Event)> {
+        let count = self.choices.len();
+        for step in 0..count {
+            let index = (self.next + step) % count;
+            let events = &mut self.choices[index];
+            // What has been looked at may be the end of one that is over, and still has to be told.
+            if events.guard.is_over && events.first.is_none() {
+                continue;
+            }
+            if let Poll::Ready(event) = events.poll_next(cx) {
+                self.next = (index + 1) % count;
+                return Poll::Ready((index, event));
+            }
+        }
+        Poll::Pending
+    }
+}
+
 /// An answer as server-sent events.
 pub(super) struct EventStream {
-    events: Events,
+    choices: Choices,
     answer: Answer,
     beat: Pin<Box<Sleep>>,
     is_over: bool,
 }
 
 impl EventStream {
-    pub(super) fn new(events: Events, answer: Answer) -> Self {
-        Self { events, answer, beat: Box::pin(sleep(BEAT)), is_over: false }
+    pub(super) fn new(choices: Choices, answer: Answer) -> Self {
+        Self { choices, answer, beat: Box::pin(sleep(BEAT)), is_over: false }
     }
 
-    /// Writes an event.
-    fn handle_event(&mut self, event: Event, out: &mut Vec<u8>) {
+    /// Writes an event of a choice.
+    fn handle_event(&mut self, index: usize, event: Event, out: &mut Vec<u8>) {
         match event {
-            Event::Step { token, text } => {
-                self.answer.push(token, &text);
-                if self.answer.has_news() {
-                    self.answer.write_chunk(None, out);
-                }
-            }
-            Event::End(reason) => {
-                self.answer.write_chunk(Some(reason), out);
-                self.is_over = true;
-            }
+            Event::Step { token, text } => self.answer.push(index, token, &text),
+            Event::End(reason) => self.answer.end(index, reason),
             Event::Failed(failure) => {
                 let refusal = Refusal::from(failure).json();
                 out.extend_from_slice(format!("data: {refusal}\n\n").as_bytes());
                 self.is_over = true;
+                return;
             }
         }
+        if self.answer.has_news(index) {
+            self.answer.write_chunk(index, out);
+        }
+        self.is_over = self.answer.is_complete();
     }
 }
 
@@ -150,8 +190,8 @@ impl HttpBody for EventStream {
         let mut out = Vec::new();
         // Whatever is there goes out in one write.
         while !this.is_over && out.len() < WRITE_BYTES {
-            match this.events.poll_next(cx) {
-                Poll::Ready(event) => this.handle_event(event, &mut out),
+            match this.choices.poll_next(cx) {
+                Poll::Ready((index, event)) => this.handle_event(index, event, &mut out),
                 Poll::Pending => break,
             }
         }
@@ -172,14 +212,15 @@ impl HttpBody for EventStream {
 }
 
 /// The whole answer, or why there is none.
-pub(super) async fn collect(mut events: Events, mut answer: Answer) -> Result<Vec<u8>, Refusal> {
-    loop {
-        match events.next().await {
-            Event::Step { token, text } => answer.push(token, &text),
-            Event::End(reason) => return Ok(answer.write_whole(reason)),
-            Event::Failed(failure) => return Err(failure.into()),
+pub(super) async fn collect(mut choices: Choices, mut answer: Answer) -> Result<Vec<u8>, Refusal> {
+    while !answer.is_complete() {
+        match std::future::poll_fn(|cx| choices.poll_next(cx)).await {
+            (index, Event::Step { token, text }) => answer.push(index, token, &text),
+            (index, Event::End(reason)) => answer.end(index, reason),
+            (_, Event::Failed(failure)) => return Err(failure.into()),
         }
     }
+    Ok(answer.write_whole())
 }
 
 /// A wait for the cluster's own state that is never long.

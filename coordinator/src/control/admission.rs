@@ -1,9 +1,12 @@
-//! What a node must offer to be let in.
+//! What a node must offer to be let in, and what of that which it holds is of use.
 //!
 //! Pure. Version, cluster and numeric class have been compared by the link's handshake already.
 
+use std::collections::BTreeSet;
+
+use model::weights::{ExpertId, Manifest};
 use transport::carrier::Vouched;
-use transport::wire::cluster::{DEVICES_MAX, Join, LABELS_MAX};
+use transport::wire::cluster::{ActorId, Assignment, DEVICES_MAX, Join, LABELS_MAX};
 
 use super::term::TERM_MAX;
 
@@ -31,6 +34,20 @@ pub(super) fn check(checkpoint: Option<[u8; 32]>, join: &Join) -> Result<(), Str
     if join.term > TERM_MAX {
         return Err(format!("the node announces term {}, which no coordinator can have had", join.term));
     }
+    let mut actors = BTreeSet::new();
+    for Assignment { actor, device, .. } in &join.held {
+        let ActorId { layer, expert, replica, shard } = actor;
+        let what = format!("layer {layer} expert {expert} replica {replica} shard {shard}");
+        if usize::from(*device) >= devices {
+            return Err(format!(
+                "the node says that it holds {what} on device {device}, and offers devices 0 to {}; start it anew",
+                devices - 1
+            ));
+        }
+        if !actors.insert(actor) {
+            return Err(format!("the node says twice that it holds {what}; start it anew"));
+        }
+    }
     if let (Some(ours), Some(theirs)) = (checkpoint, join.checkpoint)
         && ours != theirs
     {
@@ -44,4 +61,38 @@ pub(super) fn check(checkpoint: Option<[u8; 32]>, join: &Join) -> Result<(), Str
         ));
     }
     Ok(())
+}
+
+/// What of all that a node holds is of the coordinator's tensors, as far as it knows their digests: a node asked to hold
+/// the rest would load it anew.
+pub(super) fn useful(held: &[Assignment], manifest: &Manifest) -> Vec<(ActorId, u16)> {
+    let is_useful = |held: &&Assignment| {
+        let id = ExpertId { layer: held.actor.layer, expert: held.actor.expert };
+        let digest = manifest.experts.get(&id).map(|digest| *digest.0.as_bytes());
+        digest.is_none() || digest == held.digest
+    };
+    held.iter().filter(is_useful).map(|held| (held.actor, held.device)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use model::weights::Digest;
+
+    use super::*;
+
+    /// What a node would load anew, were it ordered, does not count as held: its tensors are others, or nobody has looked.
+    #[test]
+    fn what_is_of_other_tensors_is_of_no_use() {
+        let held = |expert: u32, digest: Option<[u8; 32]>| {
+            let actor = ActorId { layer: 1, expert, replica: 2, shard: 0 };
+            Assignment { actor, device: 3, digest }
+        };
+        let own = Digest::of(b"own");
+        let all = [held(0, Some(*own.0.as_bytes())), held(1, Some([7; 32])), held(2, None), held(3, None)];
+        let mut manifest = Manifest::default();
+        manifest.experts.extend((0..3).map(|expert| (ExpertId { layer: 1, expert }, own)));
+        let found = useful(&all, &manifest);
+        assert_eq!(found, [(all[0].actor, 3), (all[3].actor, 3)], "of expert 3 no digest is known");
+        assert_eq!(useful(&all, &Manifest::default()).len(), 4);
+    }
 }

@@ -241,6 +241,16 @@ impl Membership {
         self.by_link.get(&link).copied()
     }
 
+    /// A node by its number.
+    pub fn member(&self, node: NodeId) -> Option<&Member> {
+        self.members.get(&node)
+    }
+
+    /// How many nodes [`Membership::cluster`] has.
+    pub fn nodes_in(&self) -> usize {
+        self.members.values().filter(|member| is_in(member.state)).count()
+    }
+
     /// What is there to place experts on.
     pub fn cluster(&self) -> Cluster {
         let members = self.members.values().filter(|member| is_in(member.state));

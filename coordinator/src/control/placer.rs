@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::cluster::{Cluster, Demand, Statistics};
 use super::policy::{Constraints, Policy, Refused, Request, place};
+use super::rebalance::RebalanceSettings;
 use crate::placement::{NodeId, Placement};
 
 /// How it places.
@@ -21,6 +22,8 @@ pub struct PlacerSettings {
     pub nodes_min: usize,
     /// How long they are waited for; from then on, whoever is there is enough.
     pub start_window: Duration,
+    /// When what is laid out is made better; `None`: it stays until the cluster changes.
+    pub rebalance: Option<RebalanceSettings>,
 }
 
 /// What a placement is made of.
@@ -57,14 +60,10 @@ impl Placer {
     /// Something has changed, or the start window has ended: what is wanted now, if that can be said. What was
     /// wanted before stays so where nothing can be placed; [`Placer::refused`] says why.
     pub fn handle_changed(&mut self, facts: Facts<'_>, now: Instant) -> Option<Placement> {
-        let nodes = facts.cluster.nodes().len();
-        if !self.is_placed && nodes < self.settings.nodes_min && now < self.window_ends {
+        if self.waits(facts.cluster.nodes().len(), now) {
             return None;
         }
-        if nodes == 0 && !self.is_placed {
-            return None;
-        }
-        let constraints = Constraints { banned: facts.banned.clone(), ..self.settings.constraints.clone() };
+        let (policy, constraints) = self.rules(facts.banned);
         let request = Request {
             demand: facts.demand,
             cluster: facts.cluster,
@@ -72,7 +71,7 @@ impl Placer {
             constraints: &constraints,
             previous: Some(facts.previous),
         };
-        match place(self.settings.policy, &request) {
+        match place(policy, &request) {
             Ok(placement) => {
                 (self.is_placed, self.refused) = (true, None);
                 Some(placement)
@@ -82,6 +81,17 @@ impl Placer {
                 None
             }
         }
+    }
+
+    /// Whether more nodes are waited for, where so many are there: then facts need not be gathered.
+    pub fn waits(&self, nodes: usize, now: Instant) -> bool {
+        !self.is_placed && (nodes == 0 || (nodes < self.settings.nodes_min && now < self.window_ends))
+    }
+
+    /// The layout, and what may not be broken.
+    pub fn rules(&self, banned: &BTreeSet<(u32, u32, NodeId)>) -> (Policy, Constraints) {
+        let constraints = Constraints { banned: banned.clone(), ..self.settings.constraints.clone() };
+        (self.settings.policy, constraints)
     }
 
     /// Whether experts have been placed once.

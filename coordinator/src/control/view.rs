@@ -1,15 +1,18 @@
 //! How the cluster is, for people: what `/cluster` and `/health` say.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use actix::{Handler, Message, MessageResult};
 use serde_json::{Value, json};
 use transport::wire::cluster::{ActorId, Load};
 
 use super::actor::ControlActor;
+use super::loads::Recent;
 use super::membership::State;
+use super::rebalance::{Rebalancer, Reckoning};
 use crate::api;
-use crate::placement::{NodeId, Seat};
+use crate::placement::Seat;
 
 /// Whether requests can be answered.
 #[derive(Message)]
@@ -41,12 +44,13 @@ impl ControlActor {
     fn health(&self) -> api::Health {
         let standing = self.parts.publisher.standing();
         let state = match (standing.missing, self.has_served) {
+            _ if self.is_leaving => api::State::Stopping,
             (0, true) => api::State::Serving,
             (_, true) => api::State::Waiting,
             (_, false) => api::State::Loading,
         };
         let mut missing = Vec::new();
-        if state != api::State::Serving {
+        if !matches!(state, api::State::Serving | api::State::Stopping) {
             let total = self.parts.demand.experts();
             let nodes = self.parts.membership.cluster().nodes().len();
             missing.push(format!("{} of {total} experts have no holder; nodes: {nodes}", standing.missing));
@@ -97,34 +101,54 @@ impl ControlActor {
         let missing = self.parts.publisher.standing().missing as u64;
         let held: u64 = total - missing;
         let replicas: usize = published.layers.values().flatten().map(Vec::len).sum();
-        let loads: Vec<Value> = published.actors().map(|(actor, seat)| self.load(actor, seat)).collect();
+        let now = Instant::now();
+        let loads: Vec<Value> = published.actors().map(|(actor, seat)| self.load(actor, seat, now)).collect();
+        let standing = self.parts.publisher.standing();
         json!({
             "epoch": { "term": published.epoch.term, "number": published.epoch.number },
             "state": health.state.name(),
             "missing": health.missing,
             "nodes": nodes,
             "experts": { "total": total, "held": held, "replicas": replicas, "spares": spares },
+            "moves": {
+                "loading": standing.loading, "waiting": standing.waiting, "lingering": standing.lingering,
+                "blocked": standing.blocked,
+            },
+            "rebalance": self.parts.rebalancer.as_ref().map(rebalance),
             "loads": loads,
         })
     }
 
-    fn load(&self, actor: ActorId, seat: Seat) -> Value {
-        let of = |node: NodeId| self.loads.get(&node)?.iter().find(|load| load.actor == actor);
-        let Load { rows, queued, busy_us, service_us, .. } = of(seat.node).copied().unwrap_or(Load {
-            actor,
-            rows: 0,
-            batches: 0,
-            busy_us: 0,
-            service_us: 0,
-            queued: 0,
-        });
+    fn load(&self, actor: ActorId, seat: Seat, now: Instant) -> Value {
+        let load = self.loads.load(seat.node, actor);
+        let recent = self.loads.recent(seat.node, actor, now);
+        let count = |of: fn(&Load) -> u64| load.map_or(0, of);
+        let rounded = |value: f64| (value * 1000.0).round() / 1000.0;
+        let measured = |of: fn(&Recent) -> f64| recent.as_ref().map_or(0.0, |recent| rounded(of(recent)));
         json!({
             "layer": actor.layer, "expert": actor.expert, "replica": actor.replica, "shard": actor.shard,
             "node": seat.node.0, "device": seat.device,
-            "rows": rows, "queued": queued, "busy_us": busy_us,
-            "service_us": service_us.checked_div(rows).unwrap_or(0),
+            "rows": count(|load| load.rows), "batches": count(|load| load.batches),
+            "queued": count(|load| load.queued.into()), "busy_us": count(|load| load.busy_us),
+            "service_us": measured(|recent| recent.service_us),
+            "rows_per_s": measured(|recent| recent.rows_per_s), "busy": measured(|recent| recent.busy),
         })
     }
+}
+
+/// What the last look for a better placement found.
+fn rebalance(rebalancer: &Rebalancer) -> Value {
+    let look = rebalancer.last();
+    let reckoned = |reckoning: &Reckoning| {
+        let Reckoning { changes, saves_s, costs_s, bytes } = reckoning;
+        json!({ "changes": changes, "saves_s": saves_s, "costs_s": costs_s, "bytes": bytes })
+    };
+    json!({
+        "changes": rebalancer.changes(),
+        "taken": look.taken.iter().map(reckoned).collect::<Vec<_>>(),
+        "left": look.left.as_ref().map(reckoned),
+        "why": look.why,
+    })
 }
 
 fn state_name(state: State) -> &'static str {

@@ -17,14 +17,17 @@ use transport::buffer::Pool as Buffers;
 use transport::peer::{Inlet, Peer};
 use transport::wire::cluster::Epoch;
 
-use super::exchange::{Exchange, LinkRoom};
-use super::flow::Flow;
+use super::exchange::{Exchange, LinkRoom, LinkSeen};
+use super::flow::{Flow, Forwarding};
+use super::forwarding::Choice;
 use super::frames::{Shape, Source};
 use super::ids::{LinkId, RowId, SequenceId};
 use super::landing::{Keep, Landed};
+use super::ready::{Bell, Ready};
 use super::request::{Request, RequestId, Submission};
 use super::scheduler::Scheduler;
 use super::stage::Stage;
+use super::steer::Steering;
 use super::trunk::{Answer, TrunkThread, Work};
 use crate::placement::{NodeId, Placement};
 
@@ -34,6 +37,8 @@ pub struct DataParts {
     pub scheduler: Scheduler,
     /// Which rows the trunk computes next.
     pub flow: Flow,
+    /// How rows go on.
+    pub forwarding: Choice,
     /// Rows out, rows back.
     pub exchange: Exchange,
     /// Rows that may exist at once.
@@ -42,14 +47,25 @@ pub struct DataParts {
     pub sequences_max: usize,
     /// Most experts that a row takes.
     pub top_k_max: usize,
+    /// Shards of every expert.
+    pub shards: usize,
     /// The stages of the model.
     pub stages: Vec<Stage>,
     /// What rows are made of.
     pub shape: Shape,
     /// What frames are made of.
     pub buffers: Buffers,
+    /// What returns are copied to whose frames cannot be kept.
+    pub copies: Buffers,
     /// Most time that a dispatch may take, whatever its request allows.
     pub dispatch_max: Duration,
+}
+
+impl DataParts {
+    /// Slots that a row may fill: one for each shard of each of its experts.
+    pub(super) fn slots_per_row(&self) -> usize {
+        self.top_k_max * self.shards
+    }
 }
 
 /// A link to a node, for its dispatches and returns.
@@ -75,6 +91,8 @@ pub enum Observation {
     LinkEnded(LinkId),
     /// No dispatch of an epoch before this one is under way.
     ClosedThrough(Epoch),
+    /// It took so long to change to another placement.
+    Changed(Duration),
 }
 
 /// A node's link is open.
@@ -125,6 +143,20 @@ pub struct Report {
     pub returned_frames: u64,
     /// Bytes of their payloads.
     pub returned_bytes: u64,
+    /// What went over each link.
+    pub over_links: Vec<LinkSeen>,
+    /// Groups of frames sent, one for each actor.
+    pub groups: u64,
+    /// Rows of those: a row counts for each expert that it goes to.
+    pub group_rows: u64,
+    /// How rows go on now.
+    pub forwarding: Option<Forwarding>,
+    /// Whether the trunk computes on the cores of the experts.
+    pub shares_cores: bool,
+    /// Whether both ways are being compared.
+    pub trying: bool,
+    /// Trials that ended.
+    pub trials: u64,
 }
 
 /// The data actor.
@@ -134,6 +166,9 @@ pub struct DataActor {
     pub(super) answers: mpsc::Receiver<Answer>,
     pub(super) observe: mpsc::UnboundedSender<Observation>,
     pub(super) links: BTreeMap<LinkId, Link>,
+    /// Links with something to be read, and the list of the turn, which is empty between turns.
+    pub(super) ready: Ready,
+    pub(super) turn: Vec<LinkId>,
     /// Requests that wait for a place.
     pub(super) waiting: HashMap<RequestId, Request>,
     /// Requests that have one.
@@ -151,6 +186,7 @@ pub struct DataActor {
     pub(super) timer: Option<Pin<Box<Sleep>>>,
     pub(super) report: Report,
     pub(super) shared_cores: bool,
+    pub(super) steering: Steering,
     /// The epoch that was published last, and the one of which the control plane knows that all older ones are closed.
     pub(super) published: Epoch,
     pub(super) closed_told: Epoch,
@@ -161,6 +197,8 @@ pub(super) struct Link {
     pub(super) peer: Peer,
     /// Until it has ended.
     pub(super) inlet: Option<Inlet>,
+    /// What its inlet is polled with.
+    pub(super) bell: Arc<Bell>,
     /// What its rows keep of its window.
     pub(super) keep: Keep,
 }
@@ -177,12 +215,14 @@ impl DataActor {
         // A batch has two answers, and there is one batch at a time.
         let (answer, answers) = mpsc::channel(4);
         let trunk = start(answer)?;
-        let slots = parts.rows_max * parts.top_k_max;
+        let slots = parts.rows_max * parts.slots_per_row();
         Ok(Self {
             trunk: Some(trunk),
             answers,
             observe,
             links: BTreeMap::new(),
+            ready: Ready::default(),
+            turn: Vec::new(),
             waiting: HashMap::new(),
             running: std::iter::repeat_with(|| None).take(parts.sequences_max).collect(),
             deadlines: BTreeMap::new(),
@@ -194,6 +234,7 @@ impl DataActor {
             timer: None,
             report: Report::default(),
             shared_cores,
+            steering: Steering::new(parts.forwarding, shared_cores),
             published: Epoch::default(),
             closed_told: Epoch::default(),
             parts,
@@ -224,7 +265,8 @@ impl Handler<Opened> for DataActor {
     fn handle(&mut self, Opened(opened): Opened, _: &mut Self::Context) {
         let DataLink { link, node, peer, inlet, room, keep } = *opened;
         self.parts.exchange.handle_link(link, node, room, Instant::now());
-        self.links.insert(link, Link { peer, inlet: Some(inlet), keep });
+        let bell = self.ready.bell(link);
+        self.links.insert(link, Link { peer, inlet: Some(inlet), bell, keep });
     }
 }
 
@@ -233,7 +275,10 @@ impl Handler<Published> for DataActor {
 
     fn handle(&mut self, Published(placement): Published, _: &mut Self::Context) {
         self.published = placement.epoch;
-        self.parts.exchange.handle_placement(placement, Instant::now());
+        let began = Instant::now();
+        self.parts.exchange.handle_placement(placement, began);
+        // The control plane may have gone already, when the program ends.
+        let _ = self.observe.send(Observation::Changed(began.elapsed()));
     }
 }
 
@@ -261,8 +306,17 @@ impl Handler<Ask> for DataActor {
 
     fn handle(&mut self, _: Ask, _: &mut Self::Context) -> Self::Result {
         let running = self.running.iter().flatten().count();
-        let report =
-            Report { running, waiting: self.waiting.len(), links: self.links.len(), ..self.report.clone() };
+        let report = Report {
+            running,
+            waiting: self.waiting.len(),
+            links: self.links.len(),
+            over_links: self.parts.exchange.links().collect(),
+            forwarding: Some(self.parts.flow.forwarding()),
+            shares_cores: self.shared_cores,
+            trying: self.steering.auto.is_trying(),
+            trials: self.steering.auto.trials(),
+            ..self.report.clone()
+        };
         MessageResult(report)
     }
 }

@@ -30,9 +30,14 @@ impl DataActor {
                 self.fail(sequence, Failure::Row(why.to_string()));
                 done = true;
             }
+            // Not before those who failed have left. A row that is whole may leave at the head, and others wait for its
+            // place: so the scheduler is asked again.
+            let mut whole = false;
             while !done && let Some(row) = self.parts.exchange.poll_whole() {
                 self.take_whole(row);
+                whole = true;
             }
+            done |= whole;
             done |= self.send(now);
             while let Some(sequence) = self.parts.flow.poll_left() {
                 self.parts.scheduler.handle_left(sequence);
@@ -113,6 +118,7 @@ impl DataActor {
             Action::Chunk(chunk) => {
                 let count = chunk.count as usize;
                 self.trunk().tell(Order::Extend { sequence: chunk.sequence, count });
+                self.steering.prompt_rows += u64::from(chunk.count - u32::from(chunk.samples));
                 self.parts.flow.handle_chunk(chunk);
             }
             Action::Preempt { sequence } => {
@@ -135,9 +141,10 @@ impl DataActor {
 
     /// Has the rows of a sequence leave.
     fn leave(&mut self, sequence: SequenceId, now: Instant) {
+        let slots_per_row = self.parts.slots_per_row();
         let DataActor { parts, slots, .. } = self;
         for row in parts.flow.rows_at_doors(sequence) {
-            clear(slots, row, parts.top_k_max);
+            clear(slots, row, slots_per_row);
         }
         for row in parts.flow.rows_out(sequence) {
             parts.exchange.handle_cancelled(row, now);
@@ -149,7 +156,7 @@ impl DataActor {
     fn take_whole(&mut self, row: RowId) {
         self.sources[row.0 as usize] = None;
         if self.parts.flow.is_leaving(row) {
-            clear(&mut self.slots, row, self.parts.top_k_max);
+            clear(&mut self.slots, row, self.parts.slots_per_row());
         }
         self.parts.flow.handle_whole(row);
     }
@@ -200,8 +207,10 @@ impl DataActor {
         while let Some(outgoing) = self.parts.exchange.poll_dispatch(now) {
             any = true;
             let id = outgoing.link;
+            self.report.groups += outgoing.groups.len() as u64;
+            self.report.group_rows += outgoing.indices.len() as u64;
             let frame = dispatch_frame(&self.parts.buffers, self.parts.shape, outgoing, &self.sources)
-                .expect("the pool was made for all rows that may exist");
+                .expect("its pool has no bound");
             let Some(link) = self.links.get(&id) else {
                 self.parts.exchange.handle_link_ended(id, now);
                 continue;
@@ -227,7 +236,7 @@ impl DataActor {
 
     /// Gives the trunk what the flow wants computed next.
     fn compute(&mut self) -> bool {
-        let top_k_max = self.parts.top_k_max;
+        let slots_per_row = self.parts.slots_per_row();
         let Some(batch) = self.parts.flow.poll_batch() else { return false };
         let mut work = std::mem::take(&mut self.spare);
         work.stage = batch.stage as usize;
@@ -236,9 +245,10 @@ impl DataActor {
         work.landed.clear();
         if let Some(before) = work.stage.checked_sub(1) {
             let top_k = self.parts.stages[before].out.expect("rows come back from experts").top_k;
+            let slots = top_k * self.parts.shards;
             for row in &work.rows {
-                let first = row.0 as usize * top_k_max;
-                work.landed.extend(self.slots[first..first + top_k].iter_mut().map(Option::take));
+                let first = row.0 as usize * slots_per_row;
+                work.landed.extend(self.slots[first..first + slots].iter_mut().map(Option::take));
             }
         }
         self.computing.clone_from(&work.rows);
@@ -248,7 +258,7 @@ impl DataActor {
 }
 
 /// What landed for a row is not needed.
-fn clear(slots: &mut [Option<Landed>], row: RowId, top_k_max: usize) {
-    let first = row.0 as usize * top_k_max;
-    slots[first..first + top_k_max].fill(None);
+fn clear(slots: &mut [Option<Landed>], row: RowId, slots_per_row: usize) {
+    let first = row.0 as usize * slots_per_row;
+    slots[first..first + slots_per_row].fill(None);
 }

@@ -23,20 +23,27 @@ pub struct Source {
 /// What rows are made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
-    /// Of a value.
+    /// Of a value on its way out.
     pub element: Element,
+    /// Of a value on its way back: shards' partial outputs are f32, because they are added before anything is rounded.
+    pub back: Element,
     /// Values of a row.
     pub columns: u32,
 }
 
 impl Shape {
-    /// Bytes of a row.
+    /// Bytes of a row on its way out.
     pub fn row_bytes(self) -> usize {
         self.columns as usize * self.element.bytes() as usize
     }
+
+    /// Bytes of a row on its way back.
+    pub fn back_row_bytes(self) -> usize {
+        self.columns as usize * self.back.bytes() as usize
+    }
 }
 
-/// The frame of a dispatch. `None`: the pool has no room, which it has for all rows that may exist.
+/// The frame of a dispatch. `None`: the pool has no room.
 pub fn dispatch_frame(
     pool: &Pool,
     shape: Shape,

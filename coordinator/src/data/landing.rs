@@ -70,7 +70,7 @@ impl Keep {
         self.max
     }
 
-    /// Takes the rows of a frame. `pool` has room for all rows that may have landed.
+    /// Takes the rows of a frame. Where `pool` has no room for a copy the frame is kept all the same.
     pub fn take(&self, frame: Frame, pool: &Pool) -> Rows {
         let charge = frame.charge();
         if self.kept.load(Ordering::Relaxed) + charge > self.max

@@ -19,6 +19,8 @@ pub mod landing;
 pub mod actor;
 mod carry_out;
 mod pump;
+mod ready;
 pub mod start;
+pub mod steer;
 
 pub mod ids;

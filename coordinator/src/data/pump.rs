@@ -1,6 +1,7 @@
 //! What comes to the data actor from outside its mailbox, and what its cores ask for.
 
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use transport::Frame;
@@ -25,6 +26,7 @@ impl DataActor {
             let now = Instant::now();
             self.parts.exchange.handle_timeout(now);
             self.end_late(now);
+            self.steer(now);
             let done = self.carry_out(now);
             self.tell_closed();
             if !done && !self.poll_timer(task) {
@@ -51,12 +53,17 @@ impl DataActor {
             came = true;
         }
         let mut ended = Vec::new();
-        let links: Vec<LinkId> = self.links.keys().copied().collect();
-        for id in links {
+        let mut turn = std::mem::take(&mut self.turn);
+        self.ready.take(&mut turn, task.waker());
+        for id in turn.drain(..) {
+            // One that has gone may still have asked.
+            let Some(bell) = self.links.get(&id).map(|link| Arc::clone(&link.bell)) else { continue };
+            bell.reset();
+            let waker = Waker::from(bell);
             loop {
                 let link = self.links.get_mut(&id).expect("only this task takes links away");
                 let Some(inlet) = &mut link.inlet else { break };
-                match inlet.poll_receive(task) {
+                match inlet.poll_receive(&mut Context::from_waker(&waker)) {
                     Poll::Ready(Ok(Some(frame))) => {
                         self.take_frame(id, frame);
                         came = true;
@@ -73,6 +80,7 @@ impl DataActor {
                 }
             }
         }
+        self.turn = turn;
         for (id, why) in ended {
             self.end_link(id, why.as_ref());
             came = true;
@@ -84,7 +92,8 @@ impl DataActor {
     fn poll_timer(&mut self, task: &mut Context<'_>) -> bool {
         let exchange = self.parts.exchange.poll_timeout();
         let deadline = self.deadlines.keys().next().map(|(at, _)| *at);
-        let Some(at) = exchange.into_iter().chain(deadline).min() else { return false };
+        let steering = self.steering.poll_timeout();
+        let Some(at) = exchange.into_iter().chain(deadline).chain(steering).min() else { return false };
         let at = tokio::time::Instant::from_std(at);
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
         if timer.deadline() != at {
@@ -145,15 +154,15 @@ impl DataActor {
         if header.kind != Kind::Return {
             return Err(format!("a {:?} frame to a coordinator", header.kind));
         }
-        if header.rows > 0 && (header.element != shape.element || header.columns != shape.columns) {
+        if header.rows > 0 && (header.element != shape.back || header.columns != shape.columns) {
             let (found, columns) = (header.element, header.columns);
             return Err(format!(
-                "rows of {columns} {found:?}, sent were {} {:?}",
-                shape.columns, shape.element
+                "rows of {columns} {found:?}, what returns has {} {:?}",
+                shape.columns, shape.back
             ));
         }
         let link = self.links.get(&id).expect("its frame has just come");
-        let rows = link.keep.take(frame, &self.parts.buffers);
+        let rows = link.keep.take(frame, &self.parts.copies);
         let groups = ReturnGroups::read(&header, rows.payload()).map_err(|why| why.to_string())?;
         let now = Instant::now();
         for (group, places, _) in groups.iter() {
@@ -163,7 +172,7 @@ impl DataActor {
             }
             match self.parts.exchange.handle_return(id, group.dispatch, group.rows, now) {
                 Returned::Taken(slots) => {
-                    let row_bytes = shape.row_bytes() as u32;
+                    let row_bytes = shape.back_row_bytes() as u32;
                     let first = header.table_bytes + places.start * row_bytes;
                     for (row, slot) in (0..).zip(slots).filter(|(_, slot)| **slot != NOWHERE) {
                         let landed = Landed { rows: rows.clone(), at: first + row * row_bytes };
@@ -185,6 +194,7 @@ impl DataActor {
 
     fn end_link(&mut self, id: LinkId, why: Option<&Ended>) {
         match why {
+            Some(why) if why.is_wanted() => tracing::info!(link = %id, %why, "link ended"),
             Some(why) => tracing::warn!(link = %id, %why, "link ended"),
             None => tracing::info!(link = %id, "link drained"),
         }

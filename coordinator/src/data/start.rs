@@ -16,6 +16,7 @@ use transport::wire::Element;
 use super::actor::{DataActor, DataParts, Observation};
 use super::exchange::{Exchange, ExchangeSettings, LinkRoom};
 use super::flow::{Flow, FlowSettings, Forwarding};
+use super::forwarding::{AutoForwarding, Choice};
 use super::frames::Shape;
 use super::landing::Keep;
 use super::scheduler::{Scheduler, SchedulerSettings};
@@ -37,7 +38,7 @@ pub struct DataSettings {
     /// Bytes for keys and values.
     pub kv_bytes: usize,
     /// How rows go on.
-    pub forwarding: Forwarding,
+    pub forwarding: Choice,
     /// The trunk computes on the cores of the experts.
     pub shared_cores: bool,
     /// Dense layers' feed-forwards have devices of their own.
@@ -54,7 +55,7 @@ impl Default for DataSettings {
             queue_max: 4096,
             chunk_rows_max: 2048,
             kv_bytes: 2 << 30,
-            forwarding: Forwarding::Partial,
+            forwarding: Choice::Always(Forwarding::Partial),
             shared_cores: false,
             dense_out: false,
             dispatch_max: Duration::from_secs(600),
@@ -68,7 +69,8 @@ pub fn shape(trunk: &Trunk) -> Shape {
         RowType::Bf16 => Element::Bf16,
         RowType::F32 => Element::F32,
     };
-    Shape { element, columns: trunk.spec().hidden as u32 }
+    let back = if trunk.spec().shards > 1 { Element::F32 } else { element };
+    Shape { element, back, columns: trunk.spec().hidden as u32 }
 }
 
 /// The data actor of a trunk, not started yet.
@@ -81,7 +83,7 @@ pub fn data_actor(
     let spec = Arc::clone(trunk.spec());
     let shape = shape(&trunk);
     let stages = stages(&spec, settings.dense_out);
-    let top_k_max = top_k_max(&stages);
+    let (top_k_max, shards) = (top_k_max(&stages), spec.shards);
     let cache = KvCache::new(&spec, trunk.kernels().class().row_type(), settings.kv_bytes);
     let (rows_max, sequences_max) = (settings.rows_in_flight_max, settings.sequences_max);
     let chunk_rows_max = settings.chunk_rows_max.min(rows_max - sequences_max);
@@ -100,22 +102,32 @@ pub fn data_actor(
         rows_max,
         sequences_max,
         batch_rows_max: rows_max,
-        forwarding: settings.forwarding,
+        forwarding: match settings.forwarding {
+            Choice::Always(forwarding) => forwarding,
+            Choice::Auto => AutoForwarding::new(settings.shared_cores).forwarding(),
+        },
     });
-    let row_bytes = shape.row_bytes() as u64;
-    let exchange = Exchange::new(ExchangeSettings::new(rows_max, top_k_max as u32, 1, row_bytes));
-    // Every row where the trunk left it, once for each node that it goes to, and as often copied out of returns.
-    let buffers = Buffers::new((64 << 20) + u64::from(rows_max) * 2 * row_bytes * (1 + 2 * top_k_max as u64));
+    let (row_bytes, return_row_bytes) = (shape.row_bytes() as u64, shape.back_row_bytes() as u64);
+    let exchange = ExchangeSettings::new(rows_max, top_k_max as u32, shards as u32, row_bytes);
+    let exchange = Exchange::new(ExchangeSettings { return_row_bytes, ..exchange });
+    // What the trunk leaves and what is sent has no bound here, but by the rows in flight and the windows of links: there
+    // is nothing to do but to go on. Copies of returns have one: beyond it frames are kept as they came.
+    let buffers = Buffers::new(u64::MAX / 2);
+    let slots = u64::from(rows_max) * (top_k_max * shards) as u64;
+    let copies = Buffers::new((64 << 20) + slots * 2 * return_row_bytes);
     let parts = DataParts {
         scheduler,
         flow,
+        forwarding: settings.forwarding,
         exchange,
         rows_max: rows_max as usize,
         sequences_max: sequences_max as usize,
         top_k_max,
+        shards,
         stages,
         shape,
         buffers: buffers.clone(),
+        copies,
         dispatch_max: settings.dispatch_max,
     };
     let (rows_max, sequences_max, dense_out) = (parts.rows_max, parts.sequences_max, settings.dense_out);

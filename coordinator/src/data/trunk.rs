@@ -50,7 +50,7 @@ pub struct Work {
     pub rows: Vec<RowId>,
     /// The same as runs of positions.
     pub runs: Vec<BatchRun>,
-    /// What returned for each (row, rank) of the stage before, row-major; empty at the first stage.
+    /// What returned for each (row, rank, shard) of the stage before, row-major; empty at the first stage.
     pub landed: Vec<Option<Landed>>,
 }
 
@@ -308,11 +308,17 @@ impl<A: FnMut(Answer)> Worker<A> {
             self.batch_weights.extend_from_slice(&self.weights[row.0 as usize * self.top_k_max..][..top_k]);
         }
         let row_type = self.trunk.kernels().class().row_type();
-        let landed = |entry: usize| {
-            let landed = batch.landed[entry].as_ref().expect("a whole row has all that was sent for it");
-            row_values(landed, row_type, hidden)
-        };
-        self.trunk.combine_landed(&self.pool, &mut self.work, top_k, &self.batch_weights, landed);
+        let shards = self.trunk.spec().shards;
+        let landed =
+            |slot: usize| batch.landed[slot].as_ref().expect("a whole row has all that was sent for it");
+        let Self { trunk, pool, work, batch_weights, .. } = self;
+        if shards == 1 {
+            let output = |entry: usize| row_values(landed(entry), row_type, hidden);
+            trunk.combine_landed(pool, work, top_k, batch_weights, output);
+        } else {
+            let partial = |entry: usize, shard: usize| f32_values(landed(entry * shards + shard), hidden);
+            trunk.combine_partials(pool, work, top_k, batch_weights, partial);
+        }
     }
 
     /// Keeps the weights of what was chosen, and sends the rows on their way.
@@ -376,7 +382,7 @@ fn tokens_of(sequences: &[Option<State>], runs: &[BatchRun]) -> Vec<u32> {
 /// The bytes of rows, in a buffer that frames are made of.
 fn bytes_of(rows: &RowBuffer, buffers: &Buffers) -> Payload {
     let values = rows.rows() * rows.columns();
-    let take = |bytes: usize| buffers.take(bytes).expect("the pool was made for all rows that may exist");
+    let take = |bytes: usize| buffers.take(bytes).expect("its pool has no bound");
     match rows.view() {
         RowsRef::Bf16 { data, .. } => {
             let mut buffer = take(2 * values);
@@ -398,9 +404,11 @@ fn row_values(landed: &Landed, row_type: RowType, hidden: usize) -> RowValues<'_
             let values = landed.rows.payload().as_u16().expect("rows of two bytes, aligned");
             RowValues::Bf16(&values[at / 2..][..hidden])
         }
-        RowType::F32 => {
-            let values = landed.rows.payload().as_f32().expect("rows of four bytes, aligned");
-            RowValues::F32(&values[at / 4..][..hidden])
-        }
+        RowType::F32 => RowValues::F32(f32_values(landed, hidden)),
     }
+}
+
+fn f32_values(landed: &Landed, hidden: usize) -> &[f32] {
+    let values = landed.rows.payload().as_f32().expect("rows of four bytes, aligned");
+    &values[landed.at as usize / 4..][..hidden]
 }

@@ -7,7 +7,7 @@ use phalanx_coordinator::data::ids::LinkId;
 use phalanx_coordinator::placement::NodeId;
 use transport::carrier::Vouched;
 use transport::security::{ClusterId, PeerName, Role};
-use transport::wire::cluster::{DeviceOffer, Join};
+use transport::wire::cluster::{ActorId, Assignment, DeviceOffer, Join};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -257,6 +257,18 @@ fn bad_offers_are_refused_in_words() {
     assert_eq!(
         refused(&|joining| joining.join.term = u64::MAX),
         format!("the node announces term {}, which no coordinator can have had", u64::MAX)
+    );
+    let held = |device| {
+        let actor = ActorId { layer: 3, expert: 9, replica: 1, shard: 0 };
+        Assignment { actor, device, digest: None }
+    };
+    assert_eq!(
+        refused(&|joining| joining.join.held = vec![held(1), held(0)]),
+        "the node says twice that it holds layer 3 expert 9 replica 1 shard 0; start it anew"
+    );
+    assert_eq!(
+        refused(&|joining| joining.join.held = vec![held(2)]),
+        "the node says that it holds layer 3 expert 9 replica 1 shard 0 on device 2, and offers devices 0 to 1; start it anew"
     );
     for (link, name) in [(0, "a"), (1, "b")] {
         membership.handle_join(joining(link, name, 1, 0), begun);

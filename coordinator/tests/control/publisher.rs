@@ -73,7 +73,7 @@ fn actor(expert: u32, replica: u8) -> ActorId {
     ActorId { layer: 0, expert, replica, shard: 0 }
 }
 
-/// Two experts on nodes 0 and 1, published as epoch 3.
+/// Two experts on nodes 0 and 1, published as epoch 4; node 2 was told to hold nothing.
 fn running() -> Publisher {
     let mut publisher = publisher(2);
     joined(&mut publisher, 0..3, 30);
@@ -82,7 +82,7 @@ fn running() -> Publisher {
     holding(&mut publisher, 1, 2);
     assert_eq!(
         actions(&mut publisher),
-        ["tell 0 #1: 0.0/0@0", "tell 1 #2: 0.1/0@0", "publish #3: 0.0/0@0:0 0.1/0@1:0"]
+        ["tell 0 #1: 0.0/0@0", "tell 1 #2: 0.1/0@0", "tell 2 #3:", "publish #4: 0.0/0@0:0 0.1/0@1:0"]
     );
     publisher
 }
@@ -145,14 +145,14 @@ fn nothing_is_said_without_a_term() {
 fn a_move_loads_publishes_and_only_then_drops() {
     let mut publisher = running();
     publisher.handle_wanted(wanted(&[&[(1, 2, 0)], &[(0, 1, 0)]]));
-    assert_eq!(actions(&mut publisher), ["tell 2 #4: 0.0/1@0"]);
-    holding(&mut publisher, 2, 4);
-    assert_eq!(actions(&mut publisher), ["publish #5: 0.0/1@2:0 0.1/0@1:0"]);
+    assert_eq!(actions(&mut publisher), ["tell 2 #5: 0.0/1@0"]);
+    holding(&mut publisher, 2, 5);
+    assert_eq!(actions(&mut publisher), ["publish #6: 0.0/1@2:0 0.1/0@1:0"]);
     assert_eq!(publisher.standing().lingering, 1);
-    publisher.handle_closed_through(epoch(3));
+    publisher.handle_closed_through(epoch(4));
     assert_eq!(actions(&mut publisher), [""; 0], "a dispatch under epoch 3 may still be open");
-    publisher.handle_closed_through(epoch(5));
-    assert_eq!(actions(&mut publisher), ["tell 0 #6:"]);
+    publisher.handle_closed_through(epoch(6));
+    assert_eq!(actions(&mut publisher), ["tell 0 #7:"]);
 }
 
 /// Rows go on with the replica; the dead one is out of the placement at once, before anything is found for it.
@@ -160,10 +160,10 @@ fn a_move_loads_publishes_and_only_then_drops() {
 fn a_death_with_a_replica_is_published_at_once() {
     let mut publisher = running();
     publisher.handle_wanted(wanted(&[&[(0, 0, 0), (1, 2, 0)], &[(0, 1, 0)]]));
-    holding(&mut publisher, 2, 4);
-    assert_eq!(actions(&mut publisher), ["tell 2 #4: 0.0/1@0", "publish #5: 0.0/0@0:0 0.0/1@2:0 0.1/0@1:0"]);
+    holding(&mut publisher, 2, 5);
+    assert_eq!(actions(&mut publisher), ["tell 2 #5: 0.0/1@0", "publish #6: 0.0/0@0:0 0.0/1@2:0 0.1/0@1:0"]);
     publisher.handle_link_ended(NodeId(0));
-    assert_eq!(actions(&mut publisher), ["publish #6: 0.0/1@2:0 0.1/0@1:0"]);
+    assert_eq!(actions(&mut publisher), ["publish #7: 0.0/1@2:0 0.1/0@1:0"]);
 }
 
 /// The expert has nobody for a while; as soon as a spare holds it, it is published, although others still load.
@@ -172,12 +172,12 @@ fn a_death_without_a_replica_is_mended_by_a_spare() {
     let mut publisher = running();
     joined(&mut publisher, 3..4, 30);
     publisher.handle_link_ended(NodeId(0));
-    assert_eq!(actions(&mut publisher), ["publish #4: 0.1/0@1:0"]);
+    assert_eq!(actions(&mut publisher), ["publish #5: 0.1/0@1:0"]);
     assert_eq!(publisher.standing().missing, 1);
     publisher.handle_wanted(wanted(&[&[(1, 2, 0)], &[(0, 1, 0), (1, 3, 0)]]));
-    assert_eq!(actions(&mut publisher), ["tell 2 #5: 0.0/1@0", "tell 3 #6: 0.1/1@0"]);
-    holding(&mut publisher, 2, 5);
-    assert_eq!(actions(&mut publisher), ["publish #7: 0.0/1@2:0 0.1/0@1:0"]);
+    assert_eq!(actions(&mut publisher), ["tell 2 #6: 0.0/1@0", "tell 3 #7: 0.1/1@0"]);
+    holding(&mut publisher, 2, 6);
+    assert_eq!(actions(&mut publisher), ["publish #8: 0.0/1@2:0 0.1/0@1:0"]);
 }
 
 /// It was away for a moment: nothing is loaded anywhere, and what was being loaded elsewhere is not needed.
@@ -186,13 +186,32 @@ fn a_node_that_comes_back_keeps_what_it_holds() {
     let mut publisher = running();
     publisher.handle_link_ended(NodeId(0));
     publisher.handle_wanted(wanted(&[&[(1, 2, 0)], &[(0, 1, 0)]]));
-    assert_eq!(actions(&mut publisher), ["publish #4: 0.1/0@1:0", "tell 2 #5: 0.0/1@0"]);
+    assert_eq!(actions(&mut publisher), ["publish #5: 0.1/0@1:0", "tell 2 #6: 0.0/1@0"]);
     publisher.handle_joined(NodeId(0), vec![30], &[(actor(0, 0), 0)]);
-    assert_eq!(actions(&mut publisher), ["publish #6: 0.0/0@0:0 0.1/0@1:0"]);
+    assert_eq!(actions(&mut publisher), ["publish #7: 0.0/0@0:0 0.1/0@1:0"]);
     let kept = publisher.previous();
     assert_eq!(kept.replicas(0, 0)[0], wanted(&[&[(0, 0, 0)]]).replicas(0, 0)[0]);
     publisher.handle_wanted(wanted(&[&[(0, 0, 0)], &[(0, 1, 0)]]));
-    assert_eq!(actions(&mut publisher), ["tell 0 #7: 0.0/0@0", "tell 2 #8:"]);
+    assert_eq!(actions(&mut publisher), ["tell 0 #8: 0.0/0@0", "tell 2 #9:"]);
+}
+
+/// Its link broke while others took over all that it had: it is told to let go of that, although it gets nothing new.
+#[test]
+fn a_node_that_comes_back_is_told_to_drop_what_others_have() {
+    let mut publisher = running();
+    publisher.handle_link_ended(NodeId(0));
+    publisher.handle_wanted(wanted(&[&[(1, 2, 0)], &[(0, 1, 0)]]));
+    holding(&mut publisher, 2, 6);
+    assert_eq!(
+        actions(&mut publisher),
+        ["publish #5: 0.1/0@1:0", "tell 2 #6: 0.0/1@0", "publish #7: 0.0/1@2:0 0.1/0@1:0"]
+    );
+    publisher.handle_joined(NodeId(0), vec![30], &[(actor(0, 0), 0)]);
+    assert_eq!(actions(&mut publisher), [""; 0], "nothing before it is known what is wanted of it");
+    publisher.handle_wanted(wanted(&[&[(1, 2, 0)], &[(0, 1, 0)]]));
+    assert_eq!(actions(&mut publisher), ["tell 0 #8:"]);
+    publisher.handle_wanted(wanted(&[&[(1, 2, 0)], &[(0, 1, 0)]]));
+    assert_eq!(actions(&mut publisher), [""; 0], "once");
 }
 
 /// A number that somebody may come back with is not given out again.
@@ -231,13 +250,13 @@ fn a_node_joins_during_a_load() {
 fn another_placement_is_wanted_in_the_middle() {
     let mut publisher = running();
     publisher.handle_wanted(wanted(&[&[(1, 2, 0)], &[(1, 2, 0)]]));
-    assert_eq!(actions(&mut publisher), ["tell 2 #4: 0.0/1@0 0.1/1@0"]);
+    assert_eq!(actions(&mut publisher), ["tell 2 #5: 0.0/1@0 0.1/1@0"]);
     publisher.handle_wanted(wanted(&[&[(0, 0, 0)], &[(1, 2, 0)]]));
-    assert_eq!(actions(&mut publisher), ["tell 2 #5: 0.1/1@0"]);
-    holding(&mut publisher, 2, 5);
-    assert_eq!(actions(&mut publisher), ["publish #6: 0.0/0@0:0 0.1/1@2:0"]);
-    publisher.handle_closed_through(epoch(6));
-    assert_eq!(actions(&mut publisher), ["tell 1 #7:"]);
+    assert_eq!(actions(&mut publisher), ["tell 2 #6: 0.1/1@0"]);
+    holding(&mut publisher, 2, 6);
+    assert_eq!(actions(&mut publisher), ["publish #7: 0.0/0@0:0 0.1/1@2:0"]);
+    publisher.handle_closed_through(epoch(7));
+    assert_eq!(actions(&mut publisher), ["tell 1 #8:"]);
 }
 
 /// The expert keeps its old holder, and the others do not wait for it.
@@ -245,14 +264,14 @@ fn another_placement_is_wanted_in_the_middle() {
 fn a_load_that_fails_blocks_nobody() {
     let mut publisher = running();
     publisher.handle_wanted(wanted(&[&[(1, 2, 0)], &[(1, 2, 0)]]));
-    publisher.handle_holding(NodeId(2), epoch(4), &[(actor(0, 1), "digest differs".into())]);
+    publisher.handle_holding(NodeId(2), epoch(5), &[(actor(0, 1), "digest differs".into())]);
     assert_eq!(
         actions(&mut publisher),
         [
-            "tell 2 #4: 0.0/1@0 0.1/1@0",
+            "tell 2 #5: 0.0/1@0 0.1/1@0",
             "failed 2 0.0: digest differs",
-            "tell 2 #5: 0.1/1@0",
-            "publish #6: 0.0/0@0:0 0.1/1@2:0",
+            "tell 2 #6: 0.1/1@0",
+            "publish #7: 0.0/0@0:0 0.1/1@2:0",
         ]
     );
     assert_eq!(publisher.banned().iter().copied().collect::<Vec<_>>(), [(0, 0, NodeId(2))]);
@@ -285,31 +304,79 @@ fn what_does_not_fit_waits_until_something_was_dropped() {
     holding(&mut publisher, 1, 2);
     actions(&mut publisher);
     publisher.handle_wanted(wanted(&[&[(1, 2, 0)], &[(1, 0, 0)]]));
-    assert_eq!(actions(&mut publisher), ["tell 2 #4: 0.0/1@0"]);
+    assert_eq!(actions(&mut publisher), ["tell 2 #5: 0.0/1@0"]);
     assert_eq!(publisher.standing().waiting, 1);
-    holding(&mut publisher, 2, 4);
-    assert_eq!(actions(&mut publisher), ["publish #5: 0.0/1@2:0 0.1/0@1:0"]);
-    publisher.handle_closed_through(epoch(5));
-    assert_eq!(actions(&mut publisher), ["tell 0 #6: 0.1/1@0"]);
-    holding(&mut publisher, 0, 6);
-    assert_eq!(actions(&mut publisher), ["publish #7: 0.0/1@2:0 0.1/1@0:0"]);
-    publisher.handle_closed_through(epoch(7));
-    assert_eq!(actions(&mut publisher), ["tell 1 #8:"]);
+    holding(&mut publisher, 2, 5);
+    assert_eq!(actions(&mut publisher), ["publish #6: 0.0/1@2:0 0.1/0@1:0"]);
+    publisher.handle_closed_through(epoch(6));
+    assert_eq!(actions(&mut publisher), ["tell 0 #7: 0.1/1@0"]);
+    holding(&mut publisher, 0, 7);
+    assert_eq!(actions(&mut publisher), ["publish #8: 0.0/1@2:0 0.1/1@0:0"]);
+    publisher.handle_closed_through(epoch(8));
+    assert_eq!(actions(&mut publisher), ["tell 1 #9:"]);
     assert!(publisher.is_idle(NodeId(1)));
 }
 
-/// Two full devices cannot change places. Nothing is taken from anybody for it.
-#[test]
-fn an_exchange_without_room_is_not_begun() {
+/// Two full devices that are to change places, on node 0 and 1; whoever was told something holds it.
+fn exchange(spare: &[u64], replicas: [&[(u8, u32, u16)]; 2]) -> Publisher {
     let mut publisher = publisher(2);
     joined(&mut publisher, 0..2, 10);
-    publisher.handle_wanted(wanted(&[&[(0, 0, 0)], &[(0, 1, 0)]]));
-    holding(&mut publisher, 0, 1);
-    holding(&mut publisher, 1, 2);
+    for (node, memory) in (2..).zip(spare) {
+        publisher.handle_joined(NodeId(node), vec![*memory], &[]);
+    }
+    publisher.handle_wanted(wanted(&replicas));
+    (0..2 + spare.len() as u32).for_each(|node| holding(&mut publisher, node, u64::from(node) + 1));
     actions(&mut publisher);
+    publisher
+}
+
+/// Nobody else holds either of them and nobody has room for a moment: nothing is taken from anybody, and that is said.
+#[test]
+fn an_exchange_without_room_is_not_begun() {
+    let mut publisher = exchange(&[], [&[(0, 0, 0)], &[(0, 1, 0)]]);
     publisher.handle_wanted(wanted(&[&[(1, 1, 0)], &[(1, 0, 0)]]));
     assert_eq!(actions(&mut publisher), [""; 0]);
-    assert_eq!((publisher.standing().waiting, publisher.standing().loading), (2, 0));
+    let standing = publisher.standing();
+    assert_eq!((standing.waiting, standing.loading, standing.blocked), (2, 0, true));
+}
+
+/// A device that has room holds one of them while the two change places; every expert has a holder all the time.
+#[test]
+fn an_exchange_goes_through_spare_room() {
+    let mut publisher = exchange(&[10], [&[(0, 0, 0)], &[(0, 1, 0)]]);
+    publisher.handle_wanted(wanted(&[&[(1, 1, 0)], &[(1, 0, 0)]]));
+    assert_eq!(actions(&mut publisher), ["tell 2 #5: 0.0/2@0"]);
+    assert!(!publisher.standing().blocked);
+    holding(&mut publisher, 2, 5);
+    assert_eq!(actions(&mut publisher), ["publish #6: 0.0/2@2:0 0.1/0@1:0"]);
+    publisher.handle_closed_through(epoch(6));
+    assert_eq!(actions(&mut publisher), ["tell 0 #7: 0.1/1@0"]);
+    holding(&mut publisher, 0, 7);
+    assert_eq!(actions(&mut publisher), ["publish #8: 0.0/2@2:0 0.1/1@0:0"]);
+    publisher.handle_closed_through(epoch(8));
+    assert_eq!(actions(&mut publisher), ["tell 1 #9: 0.0/1@0"]);
+    holding(&mut publisher, 1, 9);
+    assert_eq!(actions(&mut publisher), ["publish #10: 0.0/1@1:0 0.1/1@0:0"]);
+    publisher.handle_closed_through(epoch(10));
+    assert_eq!(actions(&mut publisher), ["tell 2 #11:"]);
+    let standing = publisher.standing();
+    assert_eq!((standing.waiting, standing.lingering, standing.blocked), (0, 0, false));
+}
+
+/// One of them has another holder: it goes early, and nothing is loaded twice for it.
+#[test]
+fn an_exchange_begins_with_what_others_hold_too() {
+    let mut publisher = exchange(&[10], [&[(0, 0, 0), (1, 2, 0)], &[(0, 1, 0)]]);
+    publisher.handle_wanted(wanted(&[&[(1, 2, 0), (2, 1, 0)], &[(1, 0, 0)]]));
+    assert_eq!(actions(&mut publisher), ["publish #6: 0.0/1@2:0 0.1/0@1:0"]);
+    publisher.handle_closed_through(epoch(6));
+    assert_eq!(actions(&mut publisher), ["tell 0 #7: 0.1/1@0"]);
+    holding(&mut publisher, 0, 7);
+    assert_eq!(actions(&mut publisher), ["publish #8: 0.0/1@2:0 0.1/1@0:0"]);
+    publisher.handle_closed_through(epoch(8));
+    assert_eq!(actions(&mut publisher), ["tell 1 #9: 0.0/2@0"]);
+    holding(&mut publisher, 1, 9);
+    assert_eq!(actions(&mut publisher), ["publish #10: 0.0/1@2:0 0.0/2@1:0 0.1/1@0:0"]);
 }
 
 /// Nodes obey the highest term that they have seen: everybody is told anew under a new one.
@@ -325,7 +392,7 @@ fn a_new_term_is_told_to_everybody() {
             other => panic!("{other:?}"),
         })
         .collect();
-    assert_eq!(terms, [(0, 7, 4), (1, 7, 5)]);
+    assert_eq!(terms, [(0, 7, 5), (1, 7, 6), (2, 7, 7)]);
     publisher.handle_holding(NodeId(0), epoch(1), &[(actor(0, 0), "of another life".into())]);
     assert_eq!(actions(&mut publisher), [""; 0], "an answer under the old term is stale");
 }
@@ -341,7 +408,7 @@ fn another_publisher_stops_this_one() {
     publisher.handle_link_ended(NodeId(0));
     assert_eq!(actions(&mut publisher), ["superseded by 4"]);
     publisher.handle_term(6);
-    assert_eq!(actions(&mut publisher), ["tell 1 #4: 0.1/0@0", "publish #5: 0.1/0@1:0"]);
+    assert_eq!(actions(&mut publisher), ["tell 1 #5: 0.1/0@0", "tell 2 #6:", "publish #7: 0.1/0@1:0"]);
 }
 
 /// What a device held is gone at once, while its node stays.

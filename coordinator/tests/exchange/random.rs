@@ -135,7 +135,7 @@ impl Model {
 
     fn room(&mut self) -> LinkRoom {
         let rows = 1 + self.random.below(self.case.room_rows as usize) as u64;
-        let payload_bytes = 64 + self.random.below(rows as usize) as u64 * ROW_BYTES + ROW_BYTES;
+        let payload_bytes = 64 + self.random.below(rows as usize) as u64 * ROW_BYTES + RETURN_ROW_BYTES;
         LinkRoom {
             out_bytes: charge(payload_bytes) + self.random.below(2000) as u64,
             back_bytes: rows * (128 + RETURN_ROW_BYTES),
@@ -266,6 +266,8 @@ impl Model {
                     assert!(*attempts <= ATTEMPTS_MAX);
                     rows.push((id, row.life, rank));
                 }
+                let returns = 64 + rows.len() as u64 * RETURN_ROW_BYTES;
+                assert!(returns <= room.payload_bytes, "what is sent can return in one frame");
                 let out = Out { actor: group.actor, frame: self.frames.len(), rows };
                 self.out.insert((link, group.dispatch), out);
             }

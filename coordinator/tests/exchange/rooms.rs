@@ -175,13 +175,25 @@ fn a_link_too_narrow_for_a_row_is_not_used() {
     }
 }
 
-/// Shards answer in f32: what comes back may be longer than what went out.
+/// Shards answer in f32: what comes back may be longer than what went out, and must fit into one frame too.
 #[test]
 fn the_way_back_has_its_own_row() {
     let mut settings = ExchangeSettings::new(8, 1, 1, ROW_BYTES);
     settings.return_row_bytes = 2 * ROW_BYTES;
     let room = LinkRoom { back_bytes: 128 + 5 * ROW_BYTES, ..WIDE };
-    let mut world = World::with(settings).links(1, room).placed(&[(0, &[&[0]])]);
+    let mut world = World::with(settings.clone()).links(1, room).placed(&[(0, &[&[0]])]);
     world.chosen(0, 0, &[&[0], &[0], &[0]]);
     assert_eq!(world.sent(), ["link 10 layer 0 rows 0 1: d1 e0.0.0 [0, 1]"]);
+
+    let room = LinkRoom { payload_bytes: payload(5), ..WIDE };
+    let mut world = World::with(settings.clone()).links(1, room).placed(&[(0, &[&[0]])]);
+    world.chosen(0, 0, &[&[0], &[0], &[0]]);
+    let expected = ["link 10 layer 0 rows 0 1: d1 e0.0.0 [0, 1]", "link 10 layer 0 rows 2: d2 e0.0.0 [0]"];
+    assert_eq!(world.sent(), expected);
+
+    // A row that could go out, and never come back.
+    let room = LinkRoom { payload_bytes: payload(1), ..WIDE };
+    let mut world = World::with(settings).links(1, room).placed(&[(0, &[&[0]])]);
+    world.chosen(0, 0, &[&[0]]);
+    assert_eq!(world.sent(), [""; 0]);
 }

@@ -95,6 +95,31 @@ fn the_less_loaded_replica_gets_a_whole_group() {
     assert_eq!(world.sent(), ["link 10 layer 0 rows 5: d4 e0.0.0 [0]"]);
 }
 
+/// One row after the other, so that nobody has more to do than the other: how many of them each of two replicas gets.
+fn one_by_one(times_ms: [u32; 2], rows: u32) -> [u32; 2] {
+    let mut world = World::new().links(2, WIDE).placed(&[(0, &[&[0, 1]])]);
+    let mut got = [0, 0];
+    for dispatch in 1..=u64::from(rows) {
+        world.chosen(0, 0, &[&[0]]);
+        let sent = world.sent();
+        let node = u32::from(sent[0].starts_with("link 11"));
+        got[node as usize] += 1;
+        world.pass(times_ms[node as usize] * super::support::MS);
+        world.returned(10 + node, dispatch, 1);
+        world.whole();
+    }
+    got
+}
+
+/// A node that is far away, or slow, is asked less; and again now and then, for it may have become quicker.
+#[test]
+fn the_quicker_replica_gets_more() {
+    let [slow, quick] = one_by_one([10, 1], 3000);
+    assert!((5..=100).contains(&slow), "{slow} to the slow one, {quick} to the other");
+    let [one, other] = one_by_one([4, 4], 3000);
+    assert!(one.abs_diff(other) < 100, "{one} and {other}");
+}
+
 /// A row comes back at its next layer and uses its slots again.
 #[test]
 fn a_row_goes_from_layer_to_layer() {

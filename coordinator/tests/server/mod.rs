@@ -78,11 +78,16 @@ impl Plain {
     }
 }
 
+/// The ids of a text.
+pub(crate) fn encode(text: &str) -> Vec<u32> {
+    Texts::open(&demo()).unwrap().tokenizer().unwrap().encode(text, true).unwrap()
+}
+
 /// Ids of a prompt and of its likeliest answer: the oracle, alone and without any server.
 pub(crate) fn greedy(prompt: &str, count: usize) -> (Vec<u32>, Vec<u32>) {
     static PLAIN: OnceLock<Mutex<Plain>> = OnceLock::new();
     let mut plain = PLAIN.get_or_init(|| Mutex::new(Plain::new())).lock().unwrap();
-    let prompt = Texts::open(&demo()).unwrap().tokenizer().unwrap().encode(prompt, true).unwrap();
+    let prompt = encode(prompt);
     let (mut sequence, mut tokens, mut next) = (Sequence::default(), Vec::new(), prompt.clone());
     for _ in 0..count {
         let logits = plain.step(&mut [Run { sequence: &mut sequence, tokens: &next }]).remove(0);

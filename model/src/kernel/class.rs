@@ -239,6 +239,16 @@ impl fmt::Display for Path {
     }
 }
 
+impl FromStr for Path {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Plain, Self::Avx2, Self::Avx512f, Self::Avx512Bf16];
+        let named = all.into_iter().find(|path| path.to_string() == text);
+        named.ok_or_else(|| format!("`{text}` is none of plain, avx2, avx512f, avx512bf16"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

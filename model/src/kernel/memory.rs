@@ -6,33 +6,38 @@
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Alignment of every part that is taken.
 pub(super) const ALIGN: usize = 64;
 
 const HUGE: usize = 2 << 20;
+const SMALL: usize = 4096;
 
 /// Readable bytes in front of the first part and behind the last: kernels read a little early and prefetch late.
 const MARGIN: usize = 4096;
 
-/// One piece of anonymous memory, out of which parts are taken in order, each part once.
-pub struct Region {
+/// Regions of such sizes lie together in one mapping: a third of an expert of 3 MiB would else be in small pages.
+const SHARED: std::ops::Range<usize> = (64 << 10)..(32 << 20);
+/// A mapping that regions share.
+const STRETCH: usize = 128 << 20;
+
+/// Anonymous memory of the system, unmapped when the last region in it goes.
+struct Mapping {
     base: NonNull<u8>,
     base_bytes: usize,
     start: NonNull<u8>,
     bytes: usize,
-    taken: AtomicUsize,
 }
 
-// SAFETY: a region is memory and a counter. Bytes are reached only by pointer, by whoever took the part.
-unsafe impl Send for Region {}
-// SAFETY: `take` hands out every byte at most once, by an atomic counter.
-unsafe impl Sync for Region {}
+// SAFETY: a mapping is memory. Bytes are reached only by pointer, by whoever took the part.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
 
-impl Region {
-    /// A region of `bytes` zero bytes (rounded up to 64). Aborts as allocation does when memory is out.
-    pub fn new(bytes: usize) -> Region {
-        let bytes = bytes.max(1).next_multiple_of(ALIGN);
+impl Mapping {
+    /// `bytes` zero bytes, and margins. Aborts as allocation does when memory is out.
+    fn new(bytes: usize) -> Self {
         let align = if bytes >= HUGE { HUGE } else { MARGIN };
         let base_bytes = bytes + align + 2 * MARGIN;
         // SAFETY: a fresh anonymous mapping at an address of the system's choice.
@@ -60,7 +65,63 @@ impl Region {
             // SAFETY: advice on whole pages of our own mapping. It may be refused; small pages then serve.
             unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
         }
-        Region { base, base_bytes, start, bytes, taken: AtomicUsize::new(0) }
+        Self { base, base_bytes, start, bytes }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, whole, and nothing refers to it any more.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.base_bytes) };
+    }
+}
+
+/// The mapping that is being shared, and how much of it has been. What is given up is never given out again, so all of it
+/// is zero when it is taken; the system has its pages back at once, and the addresses when the last has gone.
+static SHARING: Mutex<Option<(Arc<Mapping>, usize)>> = Mutex::new(None);
+
+/// `bytes`, whole small pages, in a mapping with others.
+fn share(bytes: usize) -> (Arc<Mapping>, NonNull<u8>) {
+    let mut sharing = SHARING.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mapping, used) = match sharing.take() {
+        Some((mapping, used)) if used + bytes <= STRETCH => (mapping, used),
+        _ => (Arc::new(Mapping::new(STRETCH)), 0),
+    };
+    // SAFETY: the mapping has STRETCH bytes from its start.
+    let start = unsafe { mapping.start.add(used) };
+    *sharing = Some((Arc::clone(&mapping), used + bytes));
+    (mapping, start)
+}
+
+/// One piece of anonymous memory, out of which parts are taken in order, each part once.
+pub struct Region {
+    start: NonNull<u8>,
+    bytes: usize,
+    taken: AtomicUsize,
+    /// What holds it, and whether others lie there too.
+    mapping: Arc<Mapping>,
+    is_shared: bool,
+}
+
+// SAFETY: a region is memory and a counter. Bytes are reached only by pointer, by whoever took the part.
+unsafe impl Send for Region {}
+// SAFETY: `take` hands out every byte at most once, by an atomic counter.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// A region of `bytes` zero bytes (rounded up to 64). Aborts as allocation does when memory is out.
+    pub fn new(bytes: usize) -> Region {
+        let bytes = bytes.max(1).next_multiple_of(ALIGN);
+        let is_shared = SHARED.contains(&bytes);
+        let (mapping, start) = match is_shared {
+            true => share(bytes.next_multiple_of(SMALL)),
+            false => {
+                let mapping = Arc::new(Mapping::new(bytes));
+                let start = mapping.start;
+                (mapping, start)
+            }
+        };
+        Region { start, bytes, taken: AtomicUsize::new(0), mapping, is_shared }
     }
 
     /// Takes the next `bytes` (rounded up to 64) and returns where they begin. They are zero, and
@@ -77,6 +138,24 @@ impl Region {
         Part { offset, bytes }
     }
 
+    /// Asks for huge pages once more, now that it is filled. While a checkpoint is read the system's free memory is in
+    /// pieces, full of the file's own pages, and 40% of an expert got small ones (measured); this waits until there is room.
+    pub fn settle(&self) {
+        #[cfg(target_os = "linux")]
+        {
+            let first = self.mapping.start.as_ptr() as usize;
+            let start = self.start.as_ptr() as usize & !(HUGE - 1);
+            let end = (self.start.as_ptr() as usize + self.bytes).next_multiple_of(HUGE);
+            let (start, end) = (start.max(first), end.min(first + self.mapping.bytes) & !(HUGE - 1));
+            if start % HUGE == 0 && start < end {
+                let address = self.mapping.start.as_ptr().wrapping_add(start - first).cast();
+                // SAFETY: advice on whole huge pages of our own mapping, whose bytes stay what they are. It may be refused;
+                // small pages then serve.
+                unsafe { libc::madvise(address, end - start, libc::MADV_COLLAPSE) };
+            }
+        }
+    }
+
     /// The first byte. At least 64 bytes in front of it and behind the end may be read.
     pub fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
@@ -90,8 +169,12 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, whole, and nothing refers to it any more.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.base_bytes) };
+        if self.is_shared {
+            let bytes = self.bytes.next_multiple_of(SMALL);
+            // SAFETY: whole pages that were given to this region alone, and nothing refers to them any more. If it is
+            // refused the pages go with their mapping.
+            unsafe { libc::madvise(self.start.as_ptr().cast(), bytes, libc::MADV_DONTNEED) };
+        }
     }
 }
 
@@ -108,16 +191,44 @@ pub struct Part {
 mod tests {
     use super::*;
 
+    /// Small ones lie together, each zero at first whatever was there before, and large ones begin a huge page.
+    #[test]
+    fn regions_share_mappings_without_meeting() {
+        let fill = |region: &Region, byte: u8| {
+            // SAFETY: the region's own bytes.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(region.as_ptr(), region.bytes()) };
+            assert!(bytes.iter().all(|byte| *byte == 0));
+            bytes.fill(byte);
+        };
+        let mut regions: Vec<Region> = Vec::new();
+        // More than one mapping of them, and every other one goes again.
+        for number in 0..100u8 {
+            let region = Region::new((3 << 20) + 64 * usize::from(number));
+            fill(&region, number);
+            region.settle();
+            regions.push(region);
+            if number % 3 == 2 {
+                regions.swap_remove(usize::from(number) / 3);
+            }
+        }
+        for region in &regions {
+            // SAFETY: as above.
+            let bytes = unsafe { std::slice::from_raw_parts(region.as_ptr(), region.bytes()) };
+            assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+        }
+        assert_eq!(Region::new(SHARED.end).as_ptr() as usize % HUGE, 0);
+    }
+
     /// Parts are aligned, apart, zero, and the margins can be read.
     #[test]
     fn parts_are_aligned_and_apart() {
-        for bytes in [100, 5 << 20] {
+        for bytes in [100, 1 << 20, 33 << 20] {
             let region = Region::new(bytes);
             let first = region.take(10);
             let second = region.take(40);
             assert_eq!((first.offset, second.offset), (0, 64));
             let start = region.as_ptr();
-            assert_eq!(start as usize % if bytes > HUGE { HUGE } else { ALIGN }, 0);
+            assert_eq!(start as usize % SMALL, 0);
             // SAFETY: inside the region and its margins.
             unsafe {
                 assert_eq!(*start.sub(64), 0);

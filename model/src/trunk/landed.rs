@@ -4,8 +4,10 @@
 //! some frame. The order of the sums, and so the bits, are the same: residual + shared + routed by rank.
 
 use super::{Trunk, Workspace};
+use crate::experts::join_partials;
 use crate::kernel::{Kernels, math};
 use crate::pool::Pool;
+use crate::rows::RowBuffer;
 use crate::share::{PIECE_ROWS, share};
 
 /// A row in the row type of its class, wherever it lies.
@@ -59,6 +61,33 @@ impl Trunk {
                 let row = entry / top_k;
                 let sums = &mut residual[row * hidden..][..hidden];
                 landed(first + entry).add_to(kernels, *weight, sums);
+            }
+        });
+    }
+
+    /// The same where experts are cut: `partial(entry, shard)` is what that entry's shard returned. Partial outputs are
+    /// joined as [`join_partials`] does, and what is added to the row is the whole output, rounded.
+    pub fn combine_partials<'a>(
+        &self,
+        pool: &Pool,
+        work: &mut Workspace,
+        top_k: usize,
+        weights: &[f32],
+        partial: impl Fn(usize, usize) -> &'a [f32] + Sync,
+    ) {
+        let (hidden, kernels, shards) = (self.spec.hidden, self.kernels, self.spec.shards);
+        let pieces =
+            work.hidden.chunks_mut(PIECE_ROWS * hidden).zip(weights.chunks(PIECE_ROWS * top_k)).enumerate();
+        share(pool, pieces, |(piece, (residual, weights))| {
+            let first = piece * PIECE_ROWS * top_k;
+            let (mut sums, mut joined) =
+                (Vec::with_capacity(hidden), RowBuffer::new(kernels.class().row_type()));
+            joined.reset(1, hidden);
+            for (entry, weight) in weights.iter().enumerate() {
+                let partials = (0..shards).map(|shard| partial(first + entry, shard));
+                join_partials(kernels, partials, &mut sums, &mut joined.out(), 0);
+                let row = entry / top_k;
+                joined.add_row(kernels, 0, *weight, &mut residual[row * hidden..][..hidden]);
             }
         });
     }

@@ -228,7 +228,9 @@ impl<'c> TrunkPlan<'c> {
         let (vocab, hidden) = (self.spec.vocab, self.spec.hidden);
         let norm = vector(self.checkpoint, reader, self.names.norm(), hidden)?;
         let plan = self.matrix(self.head_name(), vocab, hidden)?;
-        let head = plan.load(&Arc::new(Region::new(plan.bytes(reader.exact))), reader)?;
+        let region = Arc::new(Region::new(plan.bytes(reader.exact)));
+        let head = plan.load(&region, reader)?;
+        region.settle();
         Ok(((norm, head), reader.take_digest().map(Digest)))
     }
 
@@ -255,6 +257,7 @@ impl<'c> TrunkPlan<'c> {
             post_norm: vector(self.checkpoint, reader, &names.post_norm(), hidden)?,
             forward: self.load_forward(&forward, layer, &names, &region, reader)?,
         };
+        region.settle();
         Ok((layer, reader.take_digest().map(Digest)))
     }
 

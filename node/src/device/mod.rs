@@ -45,6 +45,8 @@ pub struct Batch {
     pub actor: Addr<ExpertActor>,
     /// It is to fall: a fault that a test has asked for.
     pub falls: bool,
+    /// What the device is said to have spent on it at least: what an emulated one does.
+    pub busy_min: Duration,
 }
 
 /// The end of a batch.

@@ -143,7 +143,7 @@ impl Round {
                     (None, Some(at)) => (gathered[at].view(), None),
                     (None, None) => unreachable!("a batch is read in place or gathered"),
                 };
-                Part { block: &batch.weights, input, pick, rows: plan.rows, out: PartOut::Whole(out) }
+                Part { block: &batch.weights, input, pick, rows: plan.rows, out: part_out(out) }
             })
             .collect();
         compute_parts(*kernels, pool, parts, inner);
@@ -167,7 +167,8 @@ impl Round {
         self.picks.clear();
         for (index, plan) in plans.iter_mut().enumerate().filter(|(_, plan)| plan.runs > 0) {
             let groups = &batches[index].groups;
-            let columns = groups[0].path().shape.columns as usize;
+            let RowShape { columns, back, .. } = groups[0].path().shape;
+            let columns = columns as usize;
             let runs = || {
                 returning
                     .iter()
@@ -191,7 +192,7 @@ impl Round {
             }
             if plan.runs > 1 {
                 plan.scattered = Some(scattered);
-                nth(&mut self.scattered, scattered, row).reset(plan.rows, columns);
+                nth(&mut self.scattered, scattered, back).reset(plan.rows, columns);
                 scattered += 1;
             }
         }
@@ -207,7 +208,8 @@ fn plan_returns(batches: &[Batch]) -> Vec<Returning> {
             let (path, layer, rows) = (group.path(), group.layer(), group.rows() as usize);
             let dispatch = group.entry().dispatch;
             let fits = |into: &Returning| {
-                let payload = return_table_bytes(into.groups + 1) + (into.rows + rows) * path.shape.bytes();
+                let payload =
+                    return_table_bytes(into.groups + 1) + (into.rows + rows) * path.shape.back_bytes();
                 Arc::ptr_eq(&into.path, path)
                     && into.layer == layer
                     && into.groups < usize::from(u16::MAX)
@@ -271,7 +273,7 @@ fn finish(batches: &mut [Batch], returning: Vec<Returning>, elapsed: Duration) {
     };
     let all: u64 = batches.iter().map(work).sum();
     for batch in batches {
-        let busy = elapsed.mul_f64(work(batch) as f64 / all.max(1) as f64);
+        let busy = elapsed.mul_f64(work(batch) as f64 / all.max(1) as f64).max(batch.busy_min);
         let mut groups = std::mem::take(&mut batch.groups);
         groups.drain(..).for_each(|group| group.answered());
         // The list goes back to be filled again.
@@ -283,7 +285,7 @@ fn finish(batches: &mut [Batch], returning: Vec<Returning>, elapsed: Duration) {
 fn rows_of(buffer: &mut Buffer, groups: usize, shape: RowShape, rows: usize) -> RowOut<'_> {
     let bytes = &mut buffer[return_table_bytes(groups)..];
     let columns = shape.columns as usize;
-    match shape.row {
+    match shape.back {
         RowType::Bf16 => {
             let values = view::as_u16_mut(bytes).expect("buffers and tables are multiples of 64 bytes");
             RowOut::Bf16(RowsMut::new(values, rows, columns, columns))
@@ -295,11 +297,24 @@ fn rows_of(buffer: &mut Buffer, groups: usize, shape: RowShape, rows: usize) -> 
     }
 }
 
+/// Sums in f32 are returned as they are: of class `f32`, and a shard's, which are rounded when all shards are added.
+fn part_out(out: RowOut<'_>) -> PartOut<'_> {
+    match out {
+        RowOut::F32(sums) => PartOut::Partial(sums),
+        RowOut::Bf16(_) => PartOut::Whole(out),
+    }
+}
+
 fn nth(buffers: &mut Vec<RowBuffer>, at: usize, row: RowType) -> &mut RowBuffer {
     if buffers.len() == at {
         buffers.push(RowBuffer::new(row));
     }
-    &mut buffers[at]
+    let buffer = &mut buffers[at];
+    // A node that has served a model whole may serve another in shards.
+    if buffer.row_type() != row {
+        *buffer = RowBuffer::new(row);
+    }
+    buffer
 }
 
 /// Copies rows of a frame to row `to` of a buffer and those behind it.

@@ -18,6 +18,7 @@ async fn check(truth: &mut Truth, breach: impl Fn(&mut Coordinator, &Truth) -> F
     let why = coordinator.ended().await;
     assert!(why.contains(words), "{words}: {why}");
     let (mut coordinator, _) = door.joined(truth).await;
+    coordinator.hold(1, 2, vec![truth.assignment(layer, 0, 0)]).await;
     let rows = truth.rows(&mut Random::new(1), 2);
     coordinator.check(truth, layer, &rows, &[(0, vec![0, 1])]).await;
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a test's answer")]
 
 mod breaches;
+mod emulation;
 mod falls;
 mod orders;
 mod program;

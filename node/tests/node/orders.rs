@@ -9,6 +9,7 @@ use phalanx_node::Settings;
 use phalanx_node::source::OwnCopy;
 use transport::carrier::memory::MemoryCarrier;
 use transport::wire::cluster::{ActorId, Assignment, Joined, ToCoordinator, ToNode};
+use transport::wire::control::CloseReason;
 use transport::wire::groups::Reason;
 
 /// Whoever is authenticated may dispatch; what is held is what all publishers of the highest term want.
@@ -30,10 +31,10 @@ fn several_coordinators_share_a_node() {
         };
         let (first, second, third) = (seats(&[0, 1]), seats(&[1, 2]), seats(&[5]));
         a.hold(5, 1, first).await;
-        b.check(&mut truth, layer, &rows, &[(0, vec![0, 2]), (1, vec![4])]).await;
         b.order(4, 9, third);
         let failed = b.holding().await.failed;
         assert!(failed.len() == 1 && failed[0].1.starts_with("stale: "), "{failed:?}");
+        b.check(&mut truth, layer, &rows, &[(0, vec![0, 2]), (1, vec![4])]).await;
         b.hold(5, 1, second).await;
         a.check(&mut truth, layer, &rows, &[(0, vec![1]), (2, vec![3, 4])]).await;
         // Both at once: rows of two links meet in one batch and go back each to its own.
@@ -70,10 +71,10 @@ fn a_coordinator_comes_late_and_comes_back() {
         drop((coordinator, door));
         door = Door::memory(&carrier, "c", truth.kernels);
         let (mut coordinator, join) = door.joined(&truth).await;
-        assert_eq!((join.term, join.held), (3, vec![actor(layer, 1)]));
+        assert_eq!((join.term, join.held), (3, vec![truth.assignment(layer, 1, 0)]));
+        coordinator.hold(4, 1, vec![truth.assignment(layer, 1, 0)]).await;
         let rows = truth.rows(&mut Random::new(1), 2);
         coordinator.check(&mut truth, layer, &rows, &[(1, vec![0, 1])]).await;
-        coordinator.hold(4, 1, vec![truth.assignment(layer, 1, 0)]).await;
     });
 }
 
@@ -130,7 +131,14 @@ fn what_cannot_be_held_is_said_in_words() {
         let why = refusal(&truth, none, |it| it.actor.layer = 99).await;
         assert!(why.contains("no expert 0 in layer 99"), "{why}");
         let why = refusal(&truth, none, |it| it.actor.shard = 1).await;
-        assert!(why.contains("shard 1"), "{why}");
+        assert!(why.contains("shard 1 of experts that are cut into 1"), "{why}");
+        // An expert of 98,304 bytes in two halves.
+        let why =
+            refusal_of(&truth, truth.config(), 2, |it| it.devices = vec![1000], |it| it.actor.shard = 1)
+                .await;
+        assert!(why.contains("it takes 49152 bytes, 1000 of the device's"), "{why}");
+        let why = refusal_of(&truth, truth.config(), 2, none, |it| it.actor.shard = 2).await;
+        assert!(why.contains("shard 2 of experts that are cut into 2"), "{why}");
         // The same shapes under another configuration are another model.
         let mut config = truth.config();
         config.push(b'\n');
@@ -185,6 +193,51 @@ fn a_model_that_is_none_ends_the_link() {
         coordinator.hold(1, 1, vec![truth.assignment(layer, 0, 0)]).await;
         let rows = truth.rows(&mut Random::new(1), 2);
         coordinator.check(&mut truth, layer, &rows, &[(0, vec![0])]).await;
+    });
+}
+
+/// Shards are part of what the model's numbers are: a cut that cannot be, or another one than the coordinator's that the
+/// node serves already, ends the link.
+#[test]
+fn another_cut_ends_the_link() {
+    let truth = Truth::of_demo();
+    run(async {
+        let carrier = MemoryCarrier::default();
+        let mut doors = ["a", "b"].map(|name| Door::memory(&carrier, name, truth.kernels));
+        let runtime = runtime(truth.kernels);
+        let addresses = doors.iter().map(Door::address).collect();
+        let node = start(&runtime, settings(&truth, "n0", addresses));
+        let joined = |shards| ToNode::Joined(Joined { node: 0, term: 1, config: truth.config(), shards });
+        for (shards, words) in [(9, "128 wide inside"), (0, "1 to 8 shards")] {
+            let coordinator = doors[0].link().await;
+            coordinator.tell(joined(shards));
+            let why = coordinator.ended().await;
+            assert!(why.contains("cannot serve the model") && why.contains(words), "{why}");
+        }
+        let mut a = doors[0].link().await;
+        let ToCoordinator::Join(_) = a.told().await else { panic!("a node begins with Join") };
+        a.tell(joined(2));
+        let (layer, _) = truth.layer();
+        let half =
+            |shard| Assignment { actor: ActorId { shard, ..actor(layer, 0) }, device: 0, digest: None };
+        a.hold(1, 1, vec![half(0), half(1)]).await;
+        let b = doors[1].link().await;
+        b.tell(joined(3));
+        let why = b.ended().await;
+        assert!(why.contains("in 2 shards for another coordinator, this one cuts it into 3"), "{why}");
+        // A coordinator that comes back with another cut finds nothing of the old one, however early it asks.
+        a.peer.close(CloseReason::Wanted);
+        a.ended().await;
+        let mut a = doors[0].link().await;
+        let ToCoordinator::Join(_) = a.told().await else { panic!("a node begins with Join") };
+        let rows = truth.rows(&mut Random::new(1), 2);
+        let ids = a.dispatch(&truth, layer, &rows, &[(0, vec![0])]).await;
+        assert_eq!(a.answers(&ids).await[&ids[0]], Err(Reason::Busy));
+        a.tell(joined(3));
+        a.hold(2, 1, vec![half(2)]).await;
+        let ids = a.dispatch(&truth, layer, &rows, &[(0, vec![0])]).await;
+        assert_eq!(a.answers(&ids).await[&ids[0]], Err(Reason::NotHeld));
+        assert_eq!(node.status().await.standing, [half(2).actor]);
     });
 }
 

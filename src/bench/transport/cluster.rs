@@ -3,42 +3,16 @@
 //!
 //! Carriers and what they are measured beside take their TLS from here, so both have the same ciphers.
 
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 use std::time::Duration;
 
 use transport::security::{Authority, Credentials, Issuance, Role, Tls, Utc};
 
 use crate::Failure;
+use crate::bench::scratch::Scratch;
 
 /// Longer than any run.
 const LIFE: Duration = Duration::from_secs(7 * 86_400);
-
-/// A folder for this user alone, removed when this is dropped.
-pub(super) struct Scratch(PathBuf);
-
-impl Scratch {
-    pub(super) fn create() -> Result<Self, Failure> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let next = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = crate::temporary_folder().join(format!("phalanx-bench-{}-{next}", std::process::id()));
-        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(|why| format!("cannot make the folder {}: {why}", path.display()))?;
-        Ok(Self(path))
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // A folder that stays is a nuisance, not a failure of what was measured.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// An authority, and a coordinator and a node with certificates of it.
 pub(super) struct Cluster {

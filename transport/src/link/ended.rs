@@ -180,6 +180,16 @@ impl Ended {
     pub fn in_order(&self) -> bool {
         matches!(*self.why, Why::Drained)
     }
+
+    /// Whether one of both ends has wanted it: no news for whoever looks after the cluster, though what was under way is lost.
+    pub fn is_wanted(&self) -> bool {
+        let wanted = |reason: &CloseReason| matches!(reason, CloseReason::Wanted);
+        match &*self.why {
+            Why::Drained => true,
+            Why::Closed(reason) | Why::ClosedByPeer(reason) => wanted(reason),
+            _ => false,
+        }
+    }
 }
 
 impl std::error::Error for Ended {}

@@ -158,8 +158,8 @@ pub struct Join {
     pub term: u64,
     /// The digest of `config.json` of its own copy of the checkpoint, if it has one.
     pub checkpoint: Option<[u8; 32]>,
-    /// What it holds already, of an earlier session.
-    pub held: Vec<ActorId>,
+    /// What it holds already, of an earlier session: which actors, on which devices, of which tensors.
+    pub held: Vec<Assignment>,
 }
 
 /// One device of a node.

@@ -181,8 +181,9 @@ fn messages_of_the_cluster_beyond_their_bounds_are_refused() {
     for (key, value) in [("", "1"), ("a b", "1"), ("rack", "a\n"), ("rack", &long(256)), (&long(64), "1")] {
         assert!(!join(&|it| it.labels = vec![label(key, value)]), "{key:?} {value:?}");
     }
-    assert!(join(&|it| it.held = vec![actor; cluster::ACTORS_MAX]));
-    assert!(!join(&|it| it.held = vec![actor; cluster::ACTORS_MAX + 1]));
+    let held = Assignment { actor, device: 0, digest: None };
+    assert!(join(&|it| it.held = vec![held; cluster::ACTORS_MAX]));
+    assert!(!join(&|it| it.held = vec![held; cluster::ACTORS_MAX + 1]));
 
     let to_node = |message| taken(Cluster::ToNode(message));
     let joined =
@@ -225,7 +226,7 @@ fn long_lists_are_read_whatever_their_length() {
             labels: vec![(String::new(), String::new()); count],
             term: 0,
             checkpoint: None,
-            held: vec![actor; count],
+            held: assignments(None),
         };
         for message in [
             Cluster::ToNode(ToNode::Hold(Hold { epoch, actors: assignments(None) })),

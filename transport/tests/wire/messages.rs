@@ -55,7 +55,7 @@ fn of_clusters() -> Vec<(&'static str, Cluster)> {
         labels: vec![("rack".into(), "r1".into())],
         term: 6,
         checkpoint: Some([0xbb; 32]),
-        held: vec![first],
+        held: vec![Assignment { actor: first, device: 2, digest: None }],
     };
     let load = Load { actor: first, rows: 1000, batches: 10, busy_us: 2000, service_us: 3000, queued: 4 };
     let to_node = [

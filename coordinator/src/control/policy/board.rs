@@ -224,6 +224,31 @@ impl Board {
         self.share_rows(copy.expert);
     }
 
+    /// Takes a copy off the board, wherever it stands; where its parts sat.
+    pub(super) fn take_copy(&mut self, copy: usize) -> Vec<usize> {
+        let parts: Vec<usize> = self.copies[copy].parts.clone().collect();
+        let places = parts.into_iter().map(|part| self.unseat(part)).collect();
+        let expert = self.copies[copy].expert;
+        self.experts[expert].copies.retain(|other| *other != copy);
+        self.share_rows(expert);
+        places
+    }
+
+    /// Puts a copy back that was taken off.
+    pub(super) fn put_back(&mut self, copy: usize, places: &[usize]) {
+        let expert = self.copies[copy].expert;
+        self.experts[expert].copies.push(copy);
+        self.share_rows(expert);
+        for (part, place) in self.copies[copy].parts.clone().zip(places) {
+            self.seat(part, *place);
+        }
+    }
+
+    /// Gives a number back that nobody has used.
+    pub(super) fn give_number(&mut self, expert: usize, number: u8) {
+        self.experts[expert].numbers[usize::from(number) / 64] &= !(1 << (number % 64));
+    }
+
     fn share_rows(&mut self, expert: usize) {
         let copies = &self.experts[expert].copies;
         let Some(rows) = self.experts[expert].rows.checked_div(copies.len() as u64) else { return };

@@ -220,7 +220,7 @@ fn no_seat(board: &Board, expert: usize) -> Refused {
 }
 
 /// What the board says, as it is published.
-fn placement(board: &Board) -> Placement {
+pub(super) fn placement(board: &Board) -> Placement {
     let mut layers: BTreeMap<u32, Vec<Vec<Replica>>> = BTreeMap::new();
     for expert in &board.experts {
         let mut replicas: Vec<Replica> = expert

@@ -15,6 +15,7 @@
 mod board;
 mod build;
 mod check;
+mod improve;
 mod keep;
 mod polish;
 mod reference;
@@ -23,11 +24,13 @@ mod room;
 mod topology;
 
 use std::collections::BTreeSet;
+use std::str::FromStr;
 
 use super::cluster::{Cluster, Demand, Statistics};
 use crate::placement::{NodeId, Placement};
 use board::Aim;
 use build::{Plan, build};
+pub use improve::{Change, Improved, Proposal, improve};
 pub use refused::{Refused, Whose};
 
 /// How experts are laid out.
@@ -59,6 +62,15 @@ impl Policy {
     /// The policy of this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, policy)| *policy)
+    }
+}
+
+impl FromStr for Policy {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let names = || Self::ALL.map(|(name, _)| name).join(", ");
+        Self::named(name).ok_or_else(|| format!("`{name}` is none of {}", names()))
     }
 }
 

@@ -9,9 +9,11 @@
 //!    before, and where a node has died, is that done at once.
 //! 3. What an epoch has taken away is held on to until no dispatch under an older one is open.
 //! 4. Then it is dropped, which makes room for what did not fit in step 1.
+//! 5. Where full devices wait for one another, one expert goes a detour (`detour`).
 //!
 //! An expert whose holder lives is never without one that is published. A load that fails blocks nobody else.
 
+mod detour;
 mod next;
 mod node;
 mod orders;
@@ -24,6 +26,7 @@ use transport::wire::cluster::{ActorId, Epoch, Progress};
 
 use super::cluster::Demand;
 use crate::placement::{NodeId, Placement, Seat};
+use detour::Detour;
 use node::{Held, Node};
 
 /// What the shell is to do.
@@ -66,6 +69,9 @@ pub struct Standing {
     pub waiting: usize,
     /// Actors that are held for dispatches under older epochs alone.
     pub lingering: usize,
+    /// Whether what waits does so without an end: full devices are to exchange what they hold, nobody else holds any of
+    /// it, and no device has room for a moment.
+    pub blocked: bool,
     /// Experts that nobody holds.
     pub missing: usize,
 }
@@ -85,6 +91,8 @@ pub struct Publisher {
     /// What an epoch has taken away, until it has closed all older ones.
     lingering: BTreeMap<(ActorId, Seat), Epoch>,
     banned: BTreeSet<(u32, u32, NodeId)>,
+    /// Experts that make room for others on full devices, by layer and number.
+    detours: BTreeMap<(u32, u32), Detour>,
     actions: VecDeque<Action>,
 }
 
@@ -105,6 +113,7 @@ impl Publisher {
             published: Arc::default(),
             lingering: BTreeMap::new(),
             banned: BTreeSet::new(),
+            detours: BTreeMap::new(),
             actions: VecDeque::new(),
         }
     }
@@ -149,6 +158,15 @@ impl Publisher {
     /// This is where experts should be.
     pub fn handle_wanted(&mut self, placement: Placement) {
         self.wanted = Some(placement);
+        self.detours.clear();
+        for node in self.nodes.values_mut() {
+            node.is_considered = true;
+        }
+        self.go_on();
+    }
+
+    /// No other placement can be: who joined since the last one has its part in that.
+    pub fn handle_refused(&mut self) {
         for node in self.nodes.values_mut() {
             node.is_considered = true;
         }
@@ -166,7 +184,8 @@ impl Publisher {
             self.banned.insert((actor.layer, actor.expert, node));
             self.actions.push_back(Action::Failed { node, actor: *actor, why: why.clone() });
         }
-        self.go_on();
+        // What others are to hold does not depend on it.
+        self.go_on_from(Some(node));
     }
 
     /// How far a node has come with an order.
@@ -226,6 +245,12 @@ impl Publisher {
         self.nodes.get(&node)?.progress
     }
 
+    /// Bytes that a node has been told to load and has not answered for.
+    pub fn loading_bytes(&self, node: NodeId) -> u64 {
+        let loading = self.nodes.get(&node).into_iter().flat_map(Node::loading);
+        loading.map(|(actor, _)| self.demand.shard_bytes(actor.layer)).sum()
+    }
+
     /// Whether nothing of a node's is published, wanted, or held for older dispatches: one that leaves may go.
     pub fn is_idle(&self, node: NodeId) -> bool {
         let is_there = |placement: &Placement| placement.actors().any(|(_, seat)| seat.node == node);
@@ -237,31 +262,40 @@ impl Publisher {
     /// How it stands.
     pub fn standing(&self) -> Standing {
         let loading = self.nodes.values().map(|node| node.loading().count()).sum();
-        let is_waiting = |(actor, seat): &(ActorId, Seat)| {
-            self.nodes.get(&seat.node).is_some_and(|node| {
-                let of = node.state(*actor, seat.device);
-                of == Held::No && node.order.is_some()
-            })
-        };
-        let wanted = self.wanted.iter().flat_map(Placement::actors);
         let missing = self.demand.layers.iter().map(|(layer, of)| {
             (0..of.experts).filter(|expert| self.published.replicas(*layer, *expert).is_empty()).count()
         });
         Standing {
             loading,
-            waiting: wanted.filter(is_waiting).count(),
+            waiting: self.waiting().count(),
             lingering: self.lingering.len(),
+            blocked: self.is_stuck(),
             missing: missing.sum(),
         }
     }
 
     /// Does whatever is missing. Nothing is said without a term, or after another has taken over.
     fn go_on(&mut self) {
+        self.go_on_from(None);
+    }
+
+    /// The same, where something has changed at this node alone.
+    fn go_on_from(&mut self, node: Option<NodeId>) {
         let Some(term) = self.term.filter(|_| !self.superseded) else { return };
-        self.order(term);
+        // What a node is to hold does not depend on what others have loaded, but where something stands in for something.
+        let only = node.filter(|_| self.detours.is_empty());
+        self.end_detours();
+        self.take_step(term, only);
+        if self.is_stuck() && self.find_detour() {
+            self.take_step(term, None);
+        }
+    }
+
+    fn take_step(&mut self, term: u64, only: Option<NodeId>) {
+        self.order(term, only);
         if let Some(layers) = self.due() {
             self.publish(term, layers);
-            self.order(term);
+            self.order(term, None);
         }
     }
 

@@ -43,6 +43,15 @@ impl Publisher {
     /// What is to be published now, if anything is.
     pub(super) fn due(&self) -> Option<Layers> {
         let wanted = self.wanted.as_ref()?;
+        let is_first = self.published.epoch.number == 0;
+        let is_settled = self.nodes.values().all(|node| node.loading().next().is_none());
+        // The first is published when it is whole or nothing more comes: while nodes load, most answers change nothing.
+        if is_first && !is_settled {
+            let held: usize = self.nodes.values().map(|node| node.held.len()).sum();
+            if (held as u64) < self.demand.experts() {
+                return None;
+            }
+        }
         let standing = self.standing_replicas();
         let (mut layers, mut is_urgent, mut is_whole) = (Layers::new(), false, true);
         for (&layer, demand) in &self.demand.layers {
@@ -57,8 +66,6 @@ impl Publisher {
                 experts.push(replicas);
             }
         }
-        let is_first = self.published.epoch.number == 0;
-        let is_settled = self.nodes.values().all(|node| node.loading().next().is_none());
         let is_due = is_settled || if is_first { is_whole } else { is_urgent };
         let is_empty = is_first && layers.values().flatten().all(Vec::is_empty);
         (is_due && !is_empty && layers != self.published.layers).then_some(layers)
@@ -82,11 +89,22 @@ impl Publisher {
         }
         // What was published stays until all that replaces it is there.
         if is_coming || next.is_empty() {
-            for replica in self.published.replicas(layer, expert) {
+            let detour = self.detours.get(&(layer, expert));
+            let stand_in = detour.and_then(|detour| detour.stand_in.as_ref());
+            let published = self.published.replicas(layer, expert).iter();
+            // Who makes room goes early, but not as the last one.
+            let (stay, go) = published.partition::<Vec<_>, _>(|replica| {
+                detour.is_none_or(|detour| detour.gives_up != replica.number)
+            });
+            for replica in stand_in.into_iter().chain(stay) {
                 let is_new = next.iter().all(|other: &Replica| other.number != replica.number);
                 if is_new && self.stage(layer, expert, replica) == Stage::Ready {
                     next.push(replica.clone());
                 }
+            }
+            if next.is_empty() {
+                let stands = |replica: &&&Replica| self.stage(layer, expert, replica) == Stage::Ready;
+                next.extend(go.iter().filter(stands).copied().cloned());
             }
         }
         if next.is_empty() {

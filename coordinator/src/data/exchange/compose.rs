@@ -33,6 +33,7 @@ struct Frame {
     payload_max: u64,
     back_max: u64,
     groups_max: usize,
+    group_rows_max: u64,
     /// Only rows that came no later.
     stamp_max: u64,
     back: u64,
@@ -48,6 +49,7 @@ impl Exchange {
             at: NONE,
             payload_max,
             back_max: link.room.back_bytes - link.back_used,
+            group_rows_max: link.group_rows_max,
             groups_max: (link.room.dispatches - link.open).min(u16::MAX.into()) as usize,
             stamp_max: self.stamp_max(link_at, layer, payload_max),
             back: 0,
@@ -199,7 +201,8 @@ impl Exchange {
             let taken = self.taken.len() + 1;
             let rows = self.outgoing.rows.len() + usize::from(is_new);
             let indices = self.outgoing.indices.len() + taken;
-            if frame.back + back_bytes(taken as u64, self.settings.return_row_bytes) > frame.back_max
+            if taken as u64 > frame.group_rows_max
+                || frame.back + back_bytes(taken as u64, self.settings.return_row_bytes) > frame.back_max
                 || payload_bytes(groups, indices, rows, self.settings.row_bytes) > payload_max
             {
                 break;

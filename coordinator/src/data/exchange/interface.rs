@@ -69,7 +69,7 @@ pub struct LinkRoom {
     pub back_bytes: u64,
     /// Dispatches, one for each group.
     pub dispatches: u32,
-    /// Longest payload.
+    /// Longest payload, of a frame either way: a group has no more rows than can return in one.
     pub payload_bytes: u64,
 }
 

@@ -44,6 +44,8 @@ pub(super) struct Link {
     lanes: Vec<Lane>,
 
     pub(super) room: LinkRoom,
+    /// Rows of a group whose return is no longer than the longest payload.
+    pub(super) group_rows_max: u64,
     pub(super) out_used: u64,
     pub(super) back_used: u64,
     back_min: u64,
@@ -87,8 +89,11 @@ impl Link {
         let payload_min = payload_bytes(1, 1, 1, settings.row_bytes);
         let out_min = charge(payload_min);
         let back_min = back_bytes(1, settings.return_row_bytes);
+        let back_rows_bytes = room.payload_bytes.saturating_sub(return_table_bytes(1) as u64);
+        let group_rows_max = back_rows_bytes / settings.return_row_bytes;
         let carries_a_row = room.out_bytes >= out_min
             && room.back_bytes >= back_min
+            && group_rows_max > 0
             && room.payload_bytes >= payload_min
             && room.dispatches > 0;
         carries_a_row.then(|| Self {
@@ -102,6 +107,7 @@ impl Link {
             is_active: false,
             lanes: Vec::new(),
             room,
+            group_rows_max,
             out_used: 0,
             back_used: 0,
             back_min,

@@ -107,7 +107,7 @@ fn seen(actor: &Actor) -> ActorSeen {
         rows_sent: actor.rows_returned + actor.rows_lost + u64::from(actor.outstanding),
         rows_returned: actor.rows_returned,
         dispatches_returned: actor.dispatches_returned,
-        refused: actor.refused,
+        refused: u64::from(actor.refused),
         service_sum: Duration::from_nanos(actor.service_ns_sum),
         service_recent: Duration::from_nanos(actor.service_ns_recent),
         is_paused: actor.pause != Pause::No || actor.overdue > 0,

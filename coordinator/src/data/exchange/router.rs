@@ -1,6 +1,7 @@
 //! Who takes what waits: queues of experts, their actors, and the links to these.
 //!
-//! Pure. What waits for an expert is *offered* to its less loaded replica, which then stands in its link's lane until a
+//! Pure. What waits for an expert is *offered* to the replica that is thought to return it first, by rows that are out to
+//! it and by what its dispatches took; it then stands in its link's lane until a
 //! frame takes the rows. Where no replica's link has room it is offered to all of them, and the first that gets room
 //! takes it. Nothing here looks at an expert that nothing waits for.
 //!
@@ -9,6 +10,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::ops::Range;
 use std::time::Instant;
 
 use transport::wire::cluster::ActorId;
@@ -17,6 +19,10 @@ use super::NONE;
 use super::landing::Line;
 use super::links::Link;
 use crate::placement::NodeId;
+
+/// By such a part less an actor is thought to take each time that it was passed over: one that was ten times slower than
+/// another is tried again after some 150 times.
+const PASSED_OVER_PART: u32 = 64;
 
 /// One shard of one expert, and what waits for it.
 #[derive(Debug)]
@@ -79,7 +85,10 @@ pub(super) struct Actor {
     /// Rows that were sent to it and did not come back.
     pub(super) rows_lost: u64,
     pub(super) dispatches_returned: u64,
-    pub(super) refused: u64,
+    /// What a dispatch to it is thought to take: as long as the recent ones, and less each time that rows went elsewhere
+    /// for it, so that one that was slow is tried again; 0, where none has come back.
+    pub(super) expected_us: u32,
+    pub(super) refused: u32,
     pub(super) service_ns_sum: u64,
     pub(super) service_ns_recent: u64,
     pub(super) node: NodeId,
@@ -196,6 +205,7 @@ impl Router {
             rows_lost: 0,
             rows_returned: 0,
             dispatches_returned: 0,
+            expected_us: 0,
             refused: 0,
             service_ns_sum: 0,
             service_ns_recent: 0,
@@ -252,25 +262,53 @@ impl Router {
         }
     }
 
-    /// Offers what waits to the less loaded actor whose link has room; if no link has, to all.
+    /// Offers what waits to the actor that is thought to return it first among those whose link has room; if no link
+    /// has, to all.
     pub(super) fn offer(&mut self, queue: u32) {
         let Queue { actors_first, actors_len, .. } = self.queues[queue as usize];
         let replicas = actors_first as usize..(actors_first + actors_len) as usize;
-        let mut best: Option<((bool, u32), u32)> = None;
+        let untried_us = if actors_len > 1 { self.untried_us(replicas.clone()) } else { 1 };
+        let mut best: Option<((bool, u64), u32)> = None;
         for &at in &self.replicas[replicas.clone()] {
             let actor = &self.actors[at as usize];
             if !self.takes(actor) {
                 continue;
             }
-            let key = (!self.links[actor.link as usize].has_room, actor.outstanding);
+            let each_us =
+                if actors_len > 1 && actor.expected_us > 0 { actor.expected_us } else { untried_us };
+            let expected = u64::from(actor.outstanding + 1) * u64::from(each_us);
+            let key = (!self.links[actor.link as usize].has_room, expected);
             if best.is_none_or(|(best, _)| key < best) {
                 best = Some((key, at));
             }
         }
         match best {
             None => {}
-            Some(((false, _), at)) => self.enter_lane(at, true),
+            Some(((false, _), at)) => {
+                if actors_len > 1 {
+                    self.note_passed_over(replicas, at);
+                }
+                self.enter_lane(at, true);
+            }
             Some(((true, _), _)) => self.offer_to_all(queue),
+        }
+    }
+
+    /// Half of the least that any of them is thought to take: so little, until it is known, that each is tried.
+    fn untried_us(&self, replicas: Range<usize>) -> u32 {
+        let known = self.replicas[replicas].iter().map(|at| self.actors[*at as usize].expected_us);
+        known.filter(|us| *us > 0).min().map_or(1, |us| (us / 2).max(1))
+    }
+
+    /// Those with no more to do than the one that was taken have been passed over for being slow.
+    fn note_passed_over(&mut self, replicas: Range<usize>, taken: u32) {
+        let outstanding = self.actors[taken as usize].outstanding;
+        for index in replicas {
+            let at = self.replicas[index];
+            let actor = &mut self.actors[at as usize];
+            if at != taken && actor.outstanding <= outstanding {
+                actor.expected_us -= actor.expected_us.div_ceil(PASSED_OVER_PART);
+            }
         }
     }
 

@@ -276,5 +276,6 @@ impl Exchange {
             1 => took,
             _ => (actor.service_ns_recent * 7 + took) / 8,
         };
+        actor.expected_us = u32::try_from(actor.service_ns_recent / 1000).unwrap_or(u32::MAX);
     }
 }

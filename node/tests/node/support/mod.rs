@@ -13,6 +13,7 @@ use model::load::{self, Opened as OpenedModel, Progress, Request};
 use model::pool::Pool as ComputePool;
 use model::rows::{RowBuffer, ValuesMut};
 use model::weights::{ExpertId, Manifest};
+use phalanx_node::runtime::Actors;
 use phalanx_node::settings::{BATCH_ROWS_MAX, LEAVE_MAX};
 use phalanx_node::source::OwnCopy;
 use phalanx_node::{CoordinatorAddress, NodeHandle, Runtime, RuntimeSettings, Settings};
@@ -152,7 +153,8 @@ pub fn bytes_of(rows: &mut RowBuffer) -> Vec<u8> {
 /// Threads for nodes.
 pub fn runtime(kernels: Kernels) -> Runtime {
     let pool = Arc::new(ComputePool::new(2, None));
-    let settings = RuntimeSettings { kernels, pool, arbiters: 1, spin: Duration::ZERO, on_busy: None };
+    let settings =
+        RuntimeSettings { kernels, pool, actors: Actors::Own(1), spin: Duration::ZERO, on_busy: None };
     Runtime::start(settings).unwrap()
 }
 
@@ -177,6 +179,7 @@ pub fn settings(truth: &Truth, name: &str, coordinators: Vec<CoordinatorAddress>
         batch_rows_max: BATCH_ROWS_MAX,
         leave_max: LEAVE_MAX,
         links: None,
+        emulation: None,
     }
 }
 

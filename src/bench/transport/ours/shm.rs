@@ -11,7 +11,7 @@ use transport::security::Role;
 
 use super::link::{Echoing, Executor, Ours, endpoint, obey};
 use crate::Failure;
-use crate::bench::transport::cluster::Scratch;
+use crate::bench::scratch::Scratch;
 use crate::bench::transport::process::{Parent, Process};
 use crate::bench::transport::raw::Made;
 use crate::bench::transport::{Program, SPIN};

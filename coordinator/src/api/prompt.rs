@@ -1,0 +1,99 @@
+//! A prompt made ids.
+//!
+//! A shell around tokenizer and chat template: a long text takes its milliseconds beside the threads that serve clients, and only
+//! a few do so at once.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use model::text::WallTime;
+use tokio::sync::Semaphore;
+
+use super::chat::Conversation;
+use super::refusal::Refusal;
+use crate::texts::Texts;
+
+/// From so many bytes on a prompt is made ids beside the threads that serve clients: some 2 ms of work.
+const ASIDE_BYTES: usize = 8 << 10;
+/// So many of them at once.
+const ASIDE_MAX: usize = 2;
+
+/// A prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Prompt {
+    /// Still to be made ids. `special` adds what the model wants around a text.
+    Text {
+        /// The text.
+        text: String,
+        /// Whether the beginning of a text is marked as the model wants it.
+        special: bool,
+    },
+    /// Ids.
+    Ids(Vec<u32>),
+    /// Still to be made a text, by the model's template.
+    Chat(Conversation),
+}
+
+impl Prompt {
+    /// A text as it is usually meant.
+    pub(super) fn text(text: String) -> Self {
+        Self::Text { text, special: true }
+    }
+
+    /// The parameter that it came by.
+    pub(super) fn param(&self) -> &'static str {
+        match self {
+            Self::Text { .. } | Self::Ids(_) => "prompt",
+            Self::Chat(_) => "messages",
+        }
+    }
+
+    /// About how much work it is.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Text { text, .. } => text.len(),
+            Self::Ids(_) => 0,
+            Self::Chat(conversation) => conversation.bytes(),
+        }
+    }
+
+    fn ids(self, texts: &Texts) -> Result<Vec<u32>, Refusal> {
+        let param = self.param();
+        let refuse = |error: &dyn std::error::Error| Refusal::value(param, error.to_string());
+        let (text, special) = match self {
+            Self::Ids(ids) => return Ok(ids),
+            Self::Text { text, special } => (text, special),
+            // The template has written the special tokens.
+            Self::Chat(conversation) => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+                (conversation.render(texts, WallTime::from_unix(now as i64, 0))?, false)
+            }
+        };
+        let tokenizer = texts.tokenizer().map_err(|error| refuse(&error))?;
+        tokenizer.encode(&text, special).map_err(|error| refuse(&error))
+    }
+}
+
+/// Makes prompts ids.
+#[derive(Debug)]
+pub(super) struct Encoder {
+    texts: Arc<Texts>,
+    aside: Semaphore,
+}
+
+impl Encoder {
+    pub(super) fn new(texts: Arc<Texts>) -> Self {
+        Self { texts, aside: Semaphore::new(ASIDE_MAX) }
+    }
+
+    /// The ids of a prompt.
+    pub(super) async fn ids(&self, prompt: Prompt) -> Result<Vec<u32>, Refusal> {
+        if prompt.bytes() < ASIDE_BYTES {
+            return prompt.ids(&self.texts);
+        }
+        let (param, texts) = (prompt.param(), Arc::clone(&self.texts));
+        let _permit = self.aside.acquire().await.expect("it is never closed");
+        let encoding = tokio::task::spawn_blocking(move || prompt.ids(&texts));
+        encoding.await.map_err(|_| Refusal::value(param, format!("`{param}` cannot be made token ids")))?
+    }
+}

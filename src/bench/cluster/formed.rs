@@ -1,0 +1,190 @@
+//! A cluster on threads of its own, and the client that asks it.
+
+use std::sync::mpsc as ended;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use coordinator::api::{Backend, State};
+use coordinator::data::request::{Event, Submission};
+use coordinator::generation::{Generation, Request};
+use coordinator::start::Coordinator;
+use model::sampler::Sampling;
+use model::text::StopStream;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Contender, Timing};
+use crate::Failure;
+use crate::formation::{Formation, FormationSettings, Served};
+
+/// Longer than any answer takes.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How long nodes may take to join and to load.
+pub(super) const FORMING_MAX: Duration = Duration::from_secs(300);
+
+/// A cluster that runs. Dropped, it ends.
+pub(super) struct Formed {
+    asks: Option<mpsc::UnboundedSender<Ask>>,
+    /// Where nodes from outside come.
+    pub(super) doors: Vec<String>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Ask {
+    what: What,
+    answer: ended::Sender<Result<Answer, Failure>>,
+}
+
+enum What {
+    Answer { prompts: Vec<Vec<u32>>, count: usize },
+    Ready,
+}
+
+enum Answer {
+    Timing(Timing),
+    Ready,
+}
+
+impl Formed {
+    /// Starts it; nodes may still be on their way.
+    pub(super) fn start(settings: FormationSettings, served: Served) -> Result<Self, Failure> {
+        let (asks, asked) = mpsc::unbounded_channel();
+        let (tell, told) = ended::channel();
+        let thread = std::thread::Builder::new().name("cluster".into()).spawn(move || {
+            actix::System::new().block_on(serve(settings, served, asked, tell));
+        })?;
+        let doors = told.recv().map_err(|_| "the cluster's thread has ended")??;
+        Ok(Self { asks: Some(asks), doors, thread: Some(thread) })
+    }
+
+    fn ask(&self, what: What) -> Result<Answer, Failure> {
+        let (answer, told) = ended::channel();
+        let asks = self.asks.as_ref().expect("open until it is dropped");
+        asks.send(Ask { what, answer }).map_err(|_| "the cluster has ended")?;
+        told.recv().map_err(|_| "the cluster has ended")?
+    }
+
+    /// Waits until every expert has a holder.
+    pub(super) fn wait_until_ready(&self) -> Result<(), Failure> {
+        self.ask(What::Ready).map(drop)
+    }
+}
+
+impl Drop for Formed {
+    fn drop(&mut self) {
+        drop(self.asks.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic there was shown where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Contender for Formed {
+    fn answer(&mut self, prompts: &[Vec<u32>], count: usize) -> Result<Timing, Failure> {
+        match self.ask(What::Answer { prompts: prompts.to_vec(), count })? {
+            Answer::Timing(timing) => Ok(timing),
+            Answer::Ready => unreachable!("each question has its own answer"),
+        }
+    }
+}
+
+async fn serve(
+    settings: FormationSettings,
+    served: Served,
+    mut asked: mpsc::UnboundedReceiver<Ask>,
+    tell: ended::Sender<Result<Vec<String>, Failure>>,
+) {
+    let formation = match Formation::start(settings, served).await {
+        Ok(formation) => formation,
+        Err(why) => return drop(tell.send(Err(why))),
+    };
+    // Whoever asks waits for each answer; an error means that it has given up.
+    let _ = tell.send(Ok(formation.doors().to_vec()));
+    while let Some(Ask { what, answer }) = asked.recv().await {
+        let coordinator = formation.coordinator();
+        let said = match what {
+            What::Answer { prompts, count } => all(coordinator, prompts, count).await.map(Answer::Timing),
+            What::Ready => ready(coordinator).await.map(|()| Answer::Ready),
+        };
+        let _ = answer.send(said);
+    }
+    formation.stop().await;
+}
+
+async fn ready(coordinator: &Coordinator) -> Result<(), Failure> {
+    let began = Instant::now();
+    loop {
+        let health = coordinator.health().await;
+        if health.state == State::Serving {
+            return Ok(());
+        }
+        if began.elapsed() > FORMING_MAX {
+            let (state, missing) = (health.state.name(), health.missing.len());
+            return Err(format!("the cluster is still {state}: {missing} experts have no holder").into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What one request brought: its tokens, and when each came.
+struct Heard {
+    tokens: Vec<u32>,
+    at: Vec<Instant>,
+}
+
+/// Asks all at once.
+async fn all(coordinator: &Coordinator, prompts: Vec<Vec<u32>>, count: usize) -> Result<Timing, Failure> {
+    let began = Instant::now();
+    let mut waiting = Vec::new();
+    for prompt in prompts {
+        waiting.push(submit(coordinator, prompt, count).await?);
+    }
+    let mut heard = Vec::new();
+    for done in waiting {
+        heard.push(done.await.map_err(|_| "a request was dropped")??);
+    }
+    let first = heard.iter().map(|heard| heard.at[0]).max().unwrap_or(began);
+    // What is decoded while all run: after the first token of the last to begin.
+    let last = heard.iter().filter_map(|heard| heard.at.last().copied()).max().unwrap_or(began);
+    let decoded = heard.iter().flat_map(|heard| &heard.at).filter(|at| **at > first).count();
+    let tokens = heard.into_iter().map(|heard| heard.tokens).collect();
+    Ok(Timing { first: first - began, decoded, decode: last - first, tokens })
+}
+
+async fn submit(
+    coordinator: &Coordinator,
+    prompt: Vec<u32>,
+    count: usize,
+) -> Result<oneshot::Receiver<Result<Heard, Failure>>, Failure> {
+    let request = Request {
+        prompt,
+        sampling: Sampling::greedy(),
+        tokens_max: count,
+        end_ids: Vec::new(),
+        logprobs: None,
+    };
+    let (events, mut came) = mpsc::channel(Submission::events_max(count));
+    let generation = Generation::new(request, None, StopStream::new(Vec::new())?);
+    let within_ms = PATIENCE.as_millis() as u64;
+    let submission = Submission { generation, deadline: Instant::now() + PATIENCE, within_ms, events };
+    coordinator.submit(submission).await;
+    let (tell, told) = oneshot::channel();
+    actix::spawn(async move {
+        let mut heard = Heard { tokens: Vec::new(), at: Vec::new() };
+        let end = loop {
+            match came.recv().await {
+                Some(Event::Step { token: Some(token), .. }) => {
+                    heard.at.push(Instant::now());
+                    heard.tokens.push(token.id);
+                }
+                Some(Event::Step { token: None, .. }) => {}
+                Some(Event::End(_)) => break Ok(heard),
+                Some(Event::Failed(why)) => break Err(why.to_string().into()),
+                None => break Err("a request was dropped".into()),
+            }
+        };
+        // An error: whoever asked has given up.
+        let _ = tell.send(end);
+    });
+    Ok(told)
+}

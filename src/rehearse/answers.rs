@@ -1,0 +1,108 @@
+//! Requests of a rehearsal: what the plain loop answers, and what the cluster does.
+
+use std::time::{Duration, Instant};
+
+use coordinator::api::Backend;
+use coordinator::data::request::{Event, Submission};
+use coordinator::generation::{Generation, Request, Token};
+use coordinator::start::Coordinator;
+use model::kv::Sequence;
+use model::load::Opened;
+use model::plain::Unobserved;
+use model::sampler::Sampling;
+use model::text::StopStream;
+use tokio::sync::mpsc;
+
+use crate::Failure;
+use crate::arguments::ComputeArguments;
+use crate::session::Session;
+
+/// Nothing takes so long.
+const WITHIN: Duration = Duration::from_secs(600);
+/// Memory for keys and values of one sequence.
+const KV_BYTES: u64 = 1 << 30;
+
+/// What is asked.
+pub(super) type Question = Request;
+/// What came of it: every token with the probabilities of the likeliest, so that equal answers mean equal logits.
+pub(super) type Answer = Vec<Token>;
+
+/// Requests with random prompts, all different.
+pub(super) fn questions(count: u32, prompt: u32, tokens: u32, vocab: usize) -> Vec<Question> {
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let question = |_| Request {
+        prompt: (0..prompt).map(|_| random.below(vocab as u32)).collect(),
+        sampling: Sampling::greedy(),
+        tokens_max: tokens as usize,
+        end_ids: Vec::new(),
+        logprobs: Some(2),
+    };
+    (0..count).map(question).collect()
+}
+
+/// What one process answers, one request after the other.
+pub(super) fn plain(
+    opened: &Opened,
+    compute: &ComputeArguments,
+    questions: &[Question],
+) -> Result<Vec<Answer>, Failure> {
+    let mut session = Session::load_opened(opened, compute, KV_BYTES)?;
+    let mut logits = Vec::new();
+    let mut answer = |question: &Question| -> Result<Answer, Failure> {
+        let mut generation = generation(question)?;
+        let (mut sequence, mut tokens) = (Sequence::default(), Vec::new());
+        while generation.finish_reason().is_none() {
+            let next = generation.next_tokens().to_vec();
+            session.advance(&mut sequence, &next, &mut Unobserved)?;
+            session.logits(&[next.len() - 1], &mut logits);
+            tokens.extend(generation.handle_logits(&logits)?.token);
+        }
+        session.cache.release(sequence);
+        Ok(tokens)
+    };
+    questions.iter().map(&mut answer).collect()
+}
+
+/// What the cluster answers, to all at once.
+pub(super) async fn ask_all(
+    coordinator: &Coordinator,
+    questions: &[Question],
+) -> Result<Vec<Answer>, Failure> {
+    let mut asked = Vec::new();
+    for question in questions {
+        let (events, heard) = mpsc::channel(Submission::events_max(question.tokens_max));
+        let within_ms = WITHIN.as_millis() as u64;
+        let deadline = Instant::now() + WITHIN;
+        let submission = Submission { generation: generation(question)?, deadline, within_ms, events };
+        coordinator.submit(submission).await;
+        asked.push(heard);
+    }
+    let mut answers = Vec::new();
+    for (number, mut heard) in asked.into_iter().enumerate() {
+        let mut tokens = Vec::new();
+        loop {
+            match heard.recv().await {
+                Some(Event::Step { token, .. }) => tokens.extend(token),
+                Some(Event::End(_)) => break,
+                Some(Event::Failed(why)) => return Err(format!("request {number} failed: {why}").into()),
+                None => return Err(format!("request {number} was dropped: the coordinator has ended").into()),
+            }
+        }
+        answers.push(tokens);
+    }
+    Ok(answers)
+}
+
+fn generation(question: &Question) -> Result<Generation, Failure> {
+    Ok(Generation::new(question.clone(), None, StopStream::new(Vec::new())?))
+}
+
+/// Random numbers that a seed repeats.
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn below(&mut self, bound: u32) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (((self.0 >> 32) * u64::from(bound)) >> 32) as u32
+    }
+}

@@ -1,0 +1,203 @@
+//! A whole coordinator over nodes of this process: what the control plane does while requests run.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::Arbiter;
+use coordinator::api::Backend;
+use coordinator::control::membership::MembershipSettings;
+use coordinator::control::placer::PlacerSettings;
+use coordinator::control::rebalance::RebalanceSettings;
+use coordinator::data::flow::Forwarding;
+use coordinator::data::request::{Event, Submission};
+use coordinator::generation::{FinishReason, Generation, Request, Token};
+use coordinator::start::{Arbiters, Coordinator, Settings, endpoint, start};
+use model::kernel::{Kernels, NumericClass};
+use model::load::{self, Progress};
+use model::pool::Pool;
+use model::text::StopStream;
+use model::trunk::Trunk;
+use model::weights::Manifest;
+use node::runtime::Actors;
+use node::settings::{BATCH_ROWS_MAX, LEAVE_MAX};
+use node::source::OwnCopy;
+use node::{CoordinatorAddress, NodeHandle, Runtime, RuntimeSettings};
+use serde_json::Value;
+use transport::Limits;
+use transport::buffer::Pool as Buffers;
+use transport::carrier::memory::MemoryCarrier;
+use transport::security::ClusterId;
+use transport::wire::control::NumericIdentity;
+
+use crate::oracle::{Oracle, Random, repository};
+
+const CLUSTER: ClusterId = ClusterId([4; 16]);
+/// A cluster that has not come so far by then never does.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Live {
+    coordinator: Coordinator,
+    _nodes: Vec<NodeHandle>,
+    _runtime: Runtime,
+}
+
+impl Live {
+    /// Nodes of two devices each, with so many bytes a device.
+    async fn start(oracle: &Oracle, kernels: Kernels, nodes: u32, placer: PlacerSettings) -> Self {
+        let opened = &oracle.opened;
+        let pool = Arc::new(Pool::new(2, None));
+        let admission = Kernels::admitted(kernels.class()).unwrap();
+        let fingerprint = *admission.fingerprint.as_bytes();
+        let numeric = NumericIdentity { class: kernels.class().to_string(), fingerprint };
+        let settings = Settings {
+            name: "front".to_owned(),
+            cluster: CLUSTER,
+            admission,
+            data: crate::settings(Forwarding::Partial),
+            placer,
+            limits: Limits::default(),
+            membership: MembershipSettings { join_window: Duration::ZERO, ..MembershipSettings::default() },
+            data_folder: None,
+            config: oracle.config.clone(),
+            manifest: Manifest::default(),
+            gives_weights: false,
+            authority: None,
+        };
+        let buffers = Buffers::new(1 << 30);
+        let carrier = MemoryCarrier::default();
+        let door = carrier.listen("front").unwrap();
+        let listener = endpoint(&settings, opened, buffers.clone()).unwrap().listen(Box::new(door));
+        let request = load::Request {
+            kernels,
+            threads: 1,
+            trunk: true,
+            experts: &[],
+            digests: false,
+            known: &Manifest::default(),
+        };
+        let trunk = load::load(opened, &request, &Progress::default()).unwrap().trunk.unwrap();
+        let trunk = Trunk::new(Arc::clone(&opened.spec), kernels, trunk);
+        let arbiters = Arbiters { data: Arbiter::new().handle(), control: Arbiter::new().handle() };
+        let model = "demo".to_owned();
+        let shared = Arc::clone(&pool);
+        let coordinator =
+            start(settings, opened, trunk, shared, &buffers, vec![listener], model, &arbiters).unwrap();
+        let actors = Actors::Own(1);
+        let runtime =
+            Runtime::start(RuntimeSettings { kernels, pool, actors, spin: Duration::ZERO, on_busy: None })
+                .unwrap();
+        let node = |number: u32| node::Settings {
+            name: format!("n{number}"),
+            cluster: CLUSTER,
+            incarnation: 1,
+            numeric: numeric.clone(),
+            labels: Vec::new(),
+            devices: vec![1 << 30; 2],
+            coordinators: vec![CoordinatorAddress {
+                carrier: Arc::new(carrier.clone()),
+                address: "front".to_owned(),
+            }],
+            own_copy: Some(Arc::new(OwnCopy::new(Arc::clone(opened), None))),
+            experts_folder: None,
+            limits: Limits::default(),
+            buffers: Buffers::new(1 << 30),
+            batch_rows_max: BATCH_ROWS_MAX,
+            leave_max: LEAVE_MAX,
+            links: None,
+            emulation: None,
+        };
+        let nodes = (0..nodes).map(|number| node::start(&runtime, node(number)).unwrap()).collect();
+        Self { coordinator, _nodes: nodes, _runtime: runtime }
+    }
+
+    /// How the cluster is as soon as `is_so`.
+    async fn seen(&self, is_so: impl Fn(&Value) -> bool) -> Value {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let view = self.coordinator.cluster().await;
+            if is_so(&view) {
+                return view;
+            }
+            assert!(Instant::now() < until, "{view:#}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn ask(&self, request: Request) -> (Vec<Token>, Option<FinishReason>) {
+        let (events, mut heard) = tokio::sync::mpsc::channel(Submission::events_max(request.tokens_max));
+        let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
+        let deadline = Instant::now() + PATIENCE;
+        let within_ms = PATIENCE.as_millis() as u64;
+        self.coordinator.submit(Submission { generation, deadline, within_ms, events }).await;
+        let mut tokens = Vec::new();
+        while let Some(event) = heard.recv().await {
+            match event {
+                Event::Step { token, .. } => tokens.extend(token),
+                Event::End(reason) => return (tokens, Some(reason)),
+                Event::Failed(why) => panic!("{why}"),
+            }
+        }
+        (tokens, None)
+    }
+}
+
+/// Every seat of the placement, with the rows that were computed there.
+fn seats(view: &Value) -> BTreeMap<[u64; 5], u64> {
+    let number = |load: &Value, key: &str| load[key].as_u64().unwrap();
+    let seat = |load: &Value| ["layer", "expert", "replica", "node", "device"].map(|key| number(load, key));
+    view["loads"].as_array().unwrap().iter().map(|load| (seat(load), number(load, "rows"))).collect()
+}
+
+/// Hot experts gain replicas, rows go to them, others let go of what they had: no token of any request is another one.
+#[test]
+fn rebalancing_changes_no_answer() {
+    let kernels = Kernels::for_class(NumericClass::Portable).unwrap();
+    let mut oracle = Oracle::new(&repository().join("demo-model"), kernels);
+    let mut random = Random::new(11);
+    let mut requests = Vec::new();
+    for _ in 0..8 {
+        let (prompt, tokens) = (20 + random.below(90), 10 + random.below(20));
+        let request = oracle.request(&mut random, prompt, tokens);
+        let answer = oracle.answer(request.clone());
+        requests.push((request, answer));
+    }
+    actix::System::new().block_on(async {
+        // Whatever saves anything at all pays within a year.
+        let rebalance = RebalanceSettings {
+            every: Duration::from_millis(50),
+            horizon: Duration::from_secs(365 * 86_400),
+            changes_max: 4,
+            margin: 1.0,
+        };
+        let placer = PlacerSettings {
+            nodes_min: 3,
+            start_window: PATIENCE,
+            rebalance: Some(rebalance),
+            ..PlacerSettings::default()
+        };
+        let live = Rc::new(Live::start(&oracle, kernels, 3, placer).await);
+        let begun = live.seen(|view| view["state"] == "serving").await;
+        let number = |view: &Value| view["epoch"]["number"].as_u64().unwrap();
+        let before = seats(&begun);
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let ask = |(request, answer): (Request, _)| {
+                let live = Rc::clone(&live);
+                actix::spawn(async move { assert_eq!(live.ask(request).await, answer) })
+            };
+            let asked: Vec<_> = requests.iter().cloned().map(ask).collect();
+            for asked in asked {
+                asked.await.unwrap();
+            }
+            let view = live.coordinator.cluster().await;
+            let new = seats(&view).into_iter().filter(|(seat, _)| !before.contains_key(seat));
+            let rows: u64 = new.map(|(_, rows)| rows).sum();
+            if number(&view) > number(&begun) && rows > 0 && view["rebalance"]["changes"].as_u64() > Some(3) {
+                return;
+            }
+            assert!(Instant::now() < until, "nothing has moved: {:#} {:#}", view["rebalance"], view["moves"]);
+        }
+    });
+}
