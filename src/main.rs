@@ -28,8 +28,8 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Serves Mixture-of-Experts language models, one expert per device.
 ///
-/// Without a command it asks the embedded demo model some questions: a tiny trained
-/// Mixture-of-Experts whose answers can be checked.
+/// Without a command it is `phalanx serve`: a cluster in this process serves the embedded demo model, a tiny trained
+/// Mixture-of-Experts, at http://127.0.0.1:8080, and says what to try.
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 100)]
 struct Arguments {
@@ -41,6 +41,8 @@ struct Arguments {
 enum Command {
     /// Continue a prompt or answer a chat message, in one process or by a cluster.
     Generate(Box<generate::Generate>),
+    /// Ask the embedded demo model ten questions whose answers can be checked.
+    Demo(demo::Demo),
     /// Talk with a model that is served, in the terminal or through a pipe.
     Chat(chat::Chat),
     /// What a cluster is doing: nodes, devices, experts, loads.
@@ -89,8 +91,9 @@ fn config_folder() -> Option<PathBuf> {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        None => demo::run(),
+        None => serve::Serve::by_default().run(),
         Some(Command::Generate(command)) => command.run(),
+        Some(Command::Demo(command)) => command.run(),
         Some(Command::Chat(command)) => command.run(),
         Some(Command::Status(command)) => command.run(),
         Some(Command::Placement(command)) => command.run(),

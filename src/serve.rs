@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory};
+use clap::{Args, CommandFactory, Parser};
 use coordinator::api;
 use coordinator::config::Config;
 use coordinator::program::{Signals, answer};
@@ -55,7 +55,19 @@ pub(crate) struct Serve {
     settings: Config,
 }
 
+/// Without a command and arguments.
+#[derive(Debug, Parser)]
+struct Alone {
+    #[command(flatten)]
+    serve: Serve,
+}
+
 impl Serve {
+    /// What `phalanx` alone does: what is served where nobody says anything, but for variables of the environment.
+    pub(crate) fn by_default() -> Self {
+        Alone::parse_from([env!("CARGO_PKG_NAME")]).serve
+    }
+
     pub(crate) fn run(self) -> Result<(), Failure> {
         let arguments = crate::Arguments::command();
         let serve = arguments.find_subcommand("serve").expect("it is the command that runs");

@@ -27,8 +27,8 @@ fn expected(name: &str) -> Value {
 }
 
 #[test]
-fn without_a_command_the_demo_model_answers() {
-    let text = stdout(&[]);
+fn the_demo_model_answers() {
+    let text = stdout(&["demo"]);
     for answer in ["add 417+385=802;", "sort 7315=1357;", "rev abcde=edcba;", "upper hello=HELLO;"] {
         assert!(text.contains(answer), "{answer} in\n{text}");
     }
@@ -242,8 +242,9 @@ impl Drop for Serving {
 }
 
 impl Serving {
-    fn start() -> Self {
-        let mut command = command(&["serve", "--http", "127.0.0.1:0"]);
+    fn start(arguments: &[&str]) -> Self {
+        let mut command = command(arguments);
+        command.env("PHALANX_COORDINATOR_HTTP", "127.0.0.1:0");
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let mut lines = lines.map(|line| line.expect("UTF-8"));
@@ -285,7 +286,7 @@ impl Serving {
 /// What `serve` says one should try is the README's command, and its answer is right.
 #[test]
 fn the_command_that_serve_prints_is_answered_rightly() {
-    let serving = Serving::start();
+    let serving = Serving::start(&["serve"]);
     let readme = include_str!("../README.md");
     let first = serving.said[0].replace(&serving.address, "127.0.0.1:8080");
     assert!(readme.contains(&first) && readme.contains(&serving.said[1]), "{:?}", serving.said);
@@ -296,7 +297,8 @@ fn the_command_that_serve_prints_is_answered_rightly() {
 /// A client that goes in the middle of its answer must not take the server with it.
 #[test]
 fn the_server_outlives_a_client_that_goes() {
-    let serving = Serving::start();
+    // Nothing else is `serve` too.
+    let serving = Serving::start(&[]);
     let body = r#"{"prompt": "x", "n": 4, "max_tokens": 400, "ignore_eos": true, "stream": true}"#;
     for _ in 0..3 {
         let mut stream = serving.begin("POST", "/v1/completions", body);

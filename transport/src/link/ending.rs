@@ -232,7 +232,9 @@ impl Link {
             self.ending.said = true;
             self.ending.said_due = true;
         }
-        if self.ending.said && self.ending.said_by_peer && nothing_in_flight {
+        // Not before ours is with the lane: it would be put behind the lane's end.
+        let is_told = self.ending.said && !self.ending.said_due;
+        if is_told && self.ending.said_by_peer && nothing_in_flight {
             self.ending.finishing = true;
             self.events.push_back(Event::FinishLanes);
         }
@@ -243,7 +245,11 @@ impl Link {
     }
 
     pub(super) fn poll_drained(&mut self) -> Option<Control> {
-        std::mem::take(&mut self.ending.said_due).then_some(Control::Close(CloseReason::Drained))
+        if !std::mem::take(&mut self.ending.said_due) {
+            return None;
+        }
+        self.advance_drain();
+        Some(Control::Close(CloseReason::Drained))
     }
 
     fn close(&mut self, reason: CloseReason) {

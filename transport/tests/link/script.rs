@@ -332,6 +332,20 @@ fn the_end_that_is_asked_to_drain_says_so_and_does_the_same() {
     assert_eq!(actions, expect([Control::Close(CloseReason::Drained)], [Event::FinishLanes], 300));
 }
 
+/// Both drain at once: lanes are finished only behind this end's own word, in whatever order a shell carries things out.
+#[test]
+fn lanes_are_not_finished_before_the_last_word_is_taken() {
+    let start = Instant::now();
+    let mut link = open(Side::Dialled, start);
+    link.handle_drain(start);
+    link.handle_control(Control::Drain, start);
+    link.handle_control(Control::Close(CloseReason::Drained), start);
+    assert_eq!((link.poll_event(), link.poll_event()), (Some(Event::DrainAsked), None));
+    assert_eq!((link.poll_control(), link.poll_event()), (Some(Control::Drain), None));
+    assert_eq!(link.poll_control(), Some(Control::Close(CloseReason::Drained)));
+    assert_eq!((link.poll_event(), link.poll_control()), (Some(Event::FinishLanes), None));
+}
+
 /// Wishes of before are not forgotten.
 #[test]
 fn a_drain_wanted_before_the_link_is_open_begins_when_it_is() {
