@@ -146,6 +146,11 @@ impl Remote {
                     }
                     std::thread::sleep(ASK_AGAIN);
                 }
+                "loading" if within.is_zero() => {
+                    return Err(
+                        format!("{} takes no requests yet, it is loading: {missing}", self.url).into()
+                    );
+                }
                 "loading" => {
                     let message = format!(
                         "{} is still loading after {} s: {missing}; see `phalanx status --cluster {}`, or give it \

@@ -30,6 +30,10 @@ pub(crate) struct Status {
     #[arg(long, value_name = "URL", value_parser = cluster_url, default_value = URL)]
     cluster: ClusterUrl,
 
+    /// Only say whether requests are taken; if not, the exit code is 2. For health checks.
+    #[arg(long, conflicts_with_all = ["watch", "json"])]
+    check: bool,
+
     /// Look again every second, until interrupted.
     #[arg(long)]
     watch: bool,
@@ -42,6 +46,10 @@ pub(crate) struct Status {
 impl Status {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let remote = Remote::new(&self.cluster)?;
+        if self.check {
+            let served = remote.wait_until_served(Duration::ZERO)?;
+            return show(&format!("{} takes requests for {}\n", remote.url(), served.model));
+        }
         if !self.watch {
             let state = remote.cluster()?;
             return match self.json {

@@ -300,6 +300,58 @@ fn with_certificates_over_tcp_and_quic() {
     }
 }
 
+/// Nodes that machines start: they wait for a token in a file, come again with a new key under the same name, and show
+/// whether a coordinator has them.
+#[test]
+fn nodes_join_by_a_token_in_a_file() {
+    let alone = alone();
+    let folder = Folder::new("token-file");
+    let authority = folder.at("authority");
+    let certs = |arguments: &[&str]| {
+        assert!(Command::new(PHALANX).arg("certs").args(arguments).output().unwrap().status.success());
+    };
+    certs(&["init", &authority]);
+    let front = folder.at("front");
+    certs(&["issue", "--authority", &authority, "--role", "coordinator", "--out", &front, "front"]);
+    let (kept, given, joined) = (folder.at("kept"), folder.at("given"), folder.at("joined"));
+    let cluster = Coordinator::start(&[
+        "--nodes",
+        "127.0.0.1:0",
+        "--certs",
+        &front,
+        "--authority",
+        &authority,
+        "--token-file",
+        &kept,
+    ]);
+    let node = |data: &str| {
+        let data = folder.at(data);
+        cluster.node("n", &["--token-file", &given, "--joined-file", &joined, "--data", &data])
+    };
+    let is_there = |path: &str, wanted: bool| {
+        let since = Instant::now();
+        while Path::new(path).exists() != wanted {
+            assert!(since.elapsed() < PATIENCE, "{path} is not as it should be");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let mut first = node("first");
+    is_there(&kept, true);
+    assert!(!Path::new(&joined).exists(), "nobody can have joined");
+    std::fs::copy(&kept, &given).unwrap();
+    is_there(&joined, true);
+    cluster.wait_for_nodes(1);
+    cluster.check(&alone);
+    first.kill();
+    cluster.wait("without it", |state| state["state"] == "waiting");
+    let _second = node("second");
+    cluster.wait_for_nodes(1);
+    cluster.check(&alone);
+    is_there(&joined, true);
+    drop(cluster);
+    is_there(&joined, false);
+}
+
 /// Shards of experts, and dense layers, on nodes of which one is sent what it holds; the other is killed.
 #[test]
 fn shards_and_dense_layers() {

@@ -19,7 +19,7 @@ use transport::carrier::shm::{Doorbell, SPIN, ShmAcceptor, ShmSettings};
 use transport::carrier::tcp::{Plaintext, Protection, TcpCarrier};
 use transport::carrier::{Acceptor, ConnectError};
 use transport::peer::Listener;
-use transport::security::{Authority, ClusterId, Tls};
+use transport::security::{Authority, ClusterId, Tls, Utc, token_file};
 use transport::wire::control::NumericIdentity;
 
 use crate::control::membership::MembershipSettings;
@@ -66,6 +66,8 @@ pub struct Assembly {
     pub tls: Option<Tls>,
     /// Admits nodes with a token, and renews their certificates.
     pub authority: Option<Authority>,
+    /// Where a valid join token always lies.
+    pub token_file: Option<PathBuf>,
     /// Plaintext over any network.
     pub insecure_anywhere: bool,
 }
@@ -160,6 +162,10 @@ pub async fn assemble(
         listeners.push(listener);
     }
     listeners.extend(inside.map(|inside| end.listen(inside)));
+    // Whoever has read it can come at once.
+    if let (Some(authority), Some(path)) = (&settings.authority, &settings.token_file) {
+        actix::spawn(token_file::keep(authority.clone(), path.clone(), Utc::now));
+    }
     let arbiters = Arbiters { data: Arbiter::new().handle(), control: Arbiter::new().handle() };
     let coordinator = start(coordinator, &opened, trunk, pool, &buffers, listeners, model, &arbiters)?;
     Ok(Assembled { coordinator, doors, cluster, numeric, arbiters })

@@ -117,6 +117,11 @@ pub struct Config {
     #[arg(long, value_name = "DIR", env = "PHALANX_COORDINATOR_AUTHORITY")]
     pub authority: Option<PathBuf>,
 
+    /// File in which a valid join token always lies, renewed every 20 minutes, for nodes that are started by machines
+    /// (`phalanx-node --token-file`). Its tokens may take names that other keys have. Needs --authority.
+    #[arg(long, value_name = "FILE", env = "PHALANX_COORDINATOR_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+
     /// Nodes come without certificates, over loopback only.
     #[arg(long, env = "PHALANX_COORDINATOR_INSECURE")]
     pub insecure: bool,
@@ -253,6 +258,7 @@ impl Config {
             data: self.data.or(below.data),
             certs: self.certs.or(below.certs),
             authority: self.authority.or(below.authority),
+            token_file: self.token_file.or(below.token_file),
             insecure: self.insecure || below.insecure,
             insecure_anywhere: self.insecure_anywhere || below.insecure_anywhere,
             numeric_class: self.numeric_class.or(below.numeric_class),

@@ -87,6 +87,9 @@ pub enum ProgramError {
         "--authority admits nodes that come over TLS; give this coordinator's certificate with --certs too"
     )]
     Authority,
+    /// Tokens of nobody.
+    #[error("--token-file holds join tokens of an authority; give its folder with --authority too")]
+    TokenFile,
     /// Nowhere for nodes to come.
     #[error("no door for nodes; give at least one with --nodes HOST:PORT")]
     NoDoor,
@@ -169,6 +172,9 @@ impl Config {
         if self.insecure_anywhere && !self.insecure {
             return Err(ProgramError::Anywhere);
         }
+        if self.token_file.is_some() && self.authority.is_none() {
+            return Err(ProgramError::TokenFile);
+        }
         let tls = match &self.certs {
             Some(_) if self.insecure => return Err(ProgramError::BothWays),
             Some(folder) => Some(Tls::new(Credentials::load(folder)?)?),
@@ -188,6 +194,7 @@ impl Config {
             nodes: self.nodes.clone(),
             tls,
             authority: self.authority.as_deref().map(Authority::open).transpose()?,
+            token_file: self.token_file.clone(),
             insecure_anywhere: self.insecure_anywhere,
         })
     }

@@ -36,6 +36,7 @@ fn bad_settings_are_refused_in_words() {
         (&["--model", demo, "--nodes", "nowhere", "--insecure"], "--nodes nowhere"),
         (&["--model", demo, "--nodes", "127.0.0.1:0", "--certs", missing], "peer.crt"),
         (&["--model", demo, "--authority", missing], "give this coordinator's certificate with --certs too"),
+        (&with(&["--token-file", "x"]), "give its folder with --authority too"),
         (&with(&["--certs", "x"]), "leave one of them out"),
         (
             &["--model", demo, "--nodes", "127.0.0.1:0", "--insecure-anywhere"],

@@ -21,7 +21,7 @@ use transport::carrier::quic::QuicCarrier;
 use transport::carrier::shm::{Doorbell, ShmCarrier, ShmSettings};
 use transport::carrier::tcp::{Plaintext, Protection, TcpCarrier};
 use transport::peer::Peer;
-use transport::security::{Credentials, Tls, Token, enrol};
+use transport::security::{Credentials, Tls, Token, enrol, token_file};
 use transport::wire::control::NumericIdentity;
 
 use crate::Failure;
@@ -30,6 +30,9 @@ use crate::Failure;
 const SPIN_OWNED: Duration = Duration::from_micros(100);
 /// Windows of one link that buffers have room for: what came, and as much again for what goes back.
 const WINDOWS: u64 = 3;
+/// After a token in a file could not be used, at first and at last.
+const ENROL_AGAIN_MIN: Duration = Duration::from_millis(200);
+const ENROL_AGAIN_MAX: Duration = Duration::from_secs(5);
 /// Under the folder of `--data`.
 const CERTS_FOLDER: &str = "certs";
 const DIGESTS_FOLDER: &str = "digests";
@@ -70,6 +73,10 @@ pub(crate) async fn node(config: Config) -> Result<Assembled, Failure> {
     let threads = settings::compute::threads(config.threads, config.cores.as_ref())?;
     let devices = devices(&config, &host)?;
     let own_copy = own_copy(config.model.as_deref(), config.data.as_deref())?;
+    // Of an earlier run that was killed.
+    if let Some(path) = &config.joined_file {
+        let _ = std::fs::remove_file(path);
+    }
     let identity = identity(&config).await?;
     let name = match (&config.name, &identity) {
         (Some(name), Some(identity)) if *name != identity.tls.peer().name => {
@@ -120,6 +127,9 @@ pub(crate) async fn node(config: Config) -> Result<Assembled, Failure> {
     };
     let (name, count, memory) = (settings.name.clone(), settings.devices.len(), settings.devices[0]);
     let node = phalanx_node::start(&runtime, settings)?;
+    if let Some(path) = config.joined_file {
+        tokio::spawn(keep_joined_file(path, links_told.clone()));
+    }
     let class = kernels.class();
     tracing::info!(%name, %class, path = %kernels.path(), threads, devices = count, memory_bytes = memory, "started");
     let renewal = identity.map(|identity| (identity.tls, Some(identity.folder), links_told));
@@ -158,21 +168,44 @@ fn own_copy(model: Option<&Path>, data: Option<&Path>) -> Result<Option<Arc<OwnC
     Ok(Some(Arc::new(OwnCopy::new(Arc::new(opened), digests.as_deref()))))
 }
 
+/// Where a node has a join token from.
+enum TokenFrom<'a> {
+    Text(&'a str),
+    File(&'a Path),
+}
+
+impl TokenFrom<'_> {
+    fn read(&self) -> Result<Token, Failure> {
+        Ok(match self {
+            Self::Text(text) => text.parse()?,
+            Self::File(path) => token_file::read(path)?,
+        })
+    }
+}
+
 /// The node's certificate: the one there is, or one that a token gets.
 async fn identity(config: &Config) -> Result<Option<Identity>, Failure> {
-    let folder = match (&config.certs, &config.token, &config.data) {
+    let token = match (&config.token, &config.token_file) {
+        (Some(_), Some(_)) => {
+            return Err("--token and --token-file: one token is enough; leave one of them out".into());
+        }
+        (Some(text), None) => Some(TokenFrom::Text(text)),
+        (None, Some(path)) => Some(TokenFrom::File(path)),
+        (None, None) => None,
+    };
+    let folder = match (&config.certs, &token, &config.data) {
         (Some(_), Some(_), _) => {
-            return Err("--certs and --token: a node has one certificate; leave one of them out".into());
+            return Err("--certs and a join token: a node has one certificate; leave one of them out".into());
         }
         (Some(folder), None, _) => folder.clone(),
         (None, Some(_), None) => {
-            return Err("--token needs --data DIR, where the certificate that it gets is kept".into());
+            return Err("a join token needs --data DIR, where the certificate that it gets is kept".into());
         }
         (None, _, Some(data)) => data.join(CERTS_FOLDER),
         (None, None, None) => return Ok(None),
     };
     let is_there = folder.join(transport::security::credentials::CERTIFICATE_FILE).exists();
-    let credentials = match &config.token {
+    let credentials = match &token {
         _ if is_there => Credentials::load(&folder)?,
         Some(token) => enrolled(token, config, &folder).await?,
         // What is missing is said there.
@@ -187,8 +220,8 @@ async fn identity(config: &Config) -> Result<Option<Identity>, Failure> {
     Ok(Some(Identity { tls: Tls::new(credentials)?, folder }))
 }
 
-async fn enrolled(token: &str, config: &Config, folder: &Path) -> Result<Credentials, Failure> {
-    let token: Token = token.parse()?;
+/// Gets a certificate. A token in a file may not be there yet, and whoever takes it may be away: that is waited for.
+async fn enrolled(token: &TokenFrom<'_>, config: &Config, folder: &Path) -> Result<Credentials, Failure> {
     let name = match &config.name {
         Some(name) => name.clone(),
         None => host_name()?,
@@ -197,9 +230,42 @@ async fn enrolled(token: &str, config: &Config, folder: &Path) -> Result<Credent
     let Some(address) = network.next() else {
         return Err("a token is used over TCP; give a coordinator as HOST:PORT".into());
     };
-    let credentials = enrol(&token, &address.place, &name, folder).await?;
-    tracing::info!(peer = %credentials.peer(), folder = %folder.display(), "enrolled");
-    Ok(credentials)
+    let mut wait = ENROL_AGAIN_MIN;
+    loop {
+        let tried = async { Ok::<_, Failure>(enrol(&token.read()?, &address.place, &name, folder).await?) };
+        match (tried.await, token) {
+            (Ok(credentials), _) => {
+                tracing::info!(peer = %credentials.peer(), folder = %folder.display(), "enrolled");
+                return Ok(credentials);
+            }
+            (Err(why), TokenFrom::Text(_)) => return Err(why),
+            (Err(why), TokenFrom::File(_)) => {
+                tracing::warn!(%why, again_in_ms = wait.as_millis() as u64, "not enrolled yet");
+                tokio::time::sleep(wait).await;
+                wait = (2 * wait).min(ENROL_AGAIN_MAX);
+            }
+        }
+    }
+}
+
+/// Keeps a file there for as long as a coordinator has the node.
+async fn keep_joined_file(path: PathBuf, mut links: watch::Receiver<Option<Peer>>) {
+    loop {
+        let is_joined = links.borrow_and_update().is_some();
+        let done = match is_joined {
+            true => std::fs::write(&path, ""),
+            false => std::fs::remove_file(&path),
+        };
+        match done {
+            Err(why) if is_joined || why.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %why, "whether the node has joined cannot be shown");
+            }
+            _ => {}
+        }
+        if links.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn carriers(

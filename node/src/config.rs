@@ -105,6 +105,15 @@ pub struct Config {
     #[arg(long, env = "PHALANX_NODE_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
 
+    /// File with a join token, as a coordinator's --token-file keeps it: read at each start without a certificate, and
+    /// again until the coordinator is there and takes it.
+    #[arg(long, value_name = "FILE", env = "PHALANX_NODE_TOKEN_FILE", conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
+
+    /// File that is there while a coordinator has this node, for health checks.
+    #[arg(long, value_name = "FILE", env = "PHALANX_NODE_JOINED_FILE")]
+    pub joined_file: Option<PathBuf>,
+
     /// Plaintext and no certificates, to coordinators on this host only.
     #[arg(long, env = "PHALANX_NODE_INSECURE")]
     pub insecure: bool,
@@ -163,6 +172,8 @@ impl Config {
             data: self.data.or(below.data),
             certs: self.certs.or(below.certs),
             token: self.token.or(below.token),
+            token_file: self.token_file.or(below.token_file),
+            joined_file: self.joined_file.or(below.joined_file),
             insecure: self.insecure || below.insecure,
             insecure_anywhere: self.insecure_anywhere || below.insecure_anywhere,
             numeric_class: self.numeric_class.or(below.numeric_class),

@@ -63,10 +63,15 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 /// Until somebody wants it to end.
-async fn serve(config: Config) -> Result<Assembled, Failure> {
+async fn serve(config: Config) -> Result<Option<Assembled>, Failure> {
     // Before anything stands that a signal would have to take down.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let assembled = assemble::node(config).await?;
+    // It may wait long for somebody who takes its join token.
+    let assembled = tokio::select! {
+        assembled = assemble::node(config) => assembled?,
+        _ = terminate.recv() => return Ok(None),
+        _ = interrupt.recv() => return Ok(None),
+    };
     if let Some((tls, folder, links)) = assembled.renewal() {
         tokio::spawn(renewal::keep(tls, folder, links, Utc::now));
     }
@@ -80,5 +85,5 @@ async fn serve(config: Config) -> Result<Assembled, Failure> {
         _ = terminate.recv() => assembled.node().stop().await,
         _ = interrupt.recv() => assembled.node().stop().await,
     }
-    Ok(assembled)
+    Ok(Some(assembled))
 }

@@ -3,10 +3,12 @@
 mod checkpoint;
 mod cluster;
 mod forwarding;
+mod heard;
 mod kernel;
 mod leftover;
 mod model;
 mod scratch;
+mod serve;
 pub(crate) mod shape;
 mod transport;
 
@@ -27,6 +29,8 @@ pub(crate) enum Bench {
     Transport(transport::Transport),
     /// Rows that go on by themselves beside rows that go on by steps.
     Forwarding(Box<forwarding::Forwarding>),
+    /// A server under load: time to the first token and between tokens, tokens per second, goodput.
+    Serve(Box<serve::Serve>),
     /// Write a checkpoint with random weights of any shape.
     MakeCheckpoint(checkpoint::MakeCheckpoint),
 }
@@ -39,6 +43,7 @@ impl Bench {
             Bench::Cluster(command) => command.run(),
             Bench::Transport(command) => command.run(),
             Bench::Forwarding(command) => command.run(),
+            Bench::Serve(command) => command.run(),
             Bench::MakeCheckpoint(command) => command.run(),
         }
     }

@@ -310,6 +310,7 @@ impl Rehearse {
                 nodes: Vec::new(),
                 tls: None,
                 authority: None,
+                token_file: None,
                 insecure_anywhere: false,
             },
             embedded: size.nodes,

@@ -43,6 +43,6 @@ impl Contender for Session {
         }
         let decode = began.elapsed();
         sequences.into_iter().for_each(|sequence| self.cache.release(sequence));
-        Ok(Timing { first, decoded: (count - 1) * prompts.len(), decode, tokens })
+        Ok(Timing { first, decoded: ((count - 1) * prompts.len()) as f64, decode, tokens })
     }
 }

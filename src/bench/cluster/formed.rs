@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Contender, Timing};
 use crate::Failure;
+use crate::bench::heard::{Heard, all_run};
 use crate::formation::{Formation, FormationSettings, Served};
 
 /// Longer than any answer takes.
@@ -126,10 +127,10 @@ async fn ready(coordinator: &Coordinator) -> Result<(), Failure> {
     }
 }
 
-/// What one request brought: its tokens, and when each came.
-struct Heard {
+/// What one request brought.
+struct Answered {
     tokens: Vec<u32>,
-    at: Vec<Instant>,
+    heard: Heard,
 }
 
 /// Asks all at once.
@@ -139,23 +140,31 @@ async fn all(coordinator: &Coordinator, prompts: Vec<Vec<u32>>, count: usize) ->
     for prompt in prompts {
         waiting.push(submit(coordinator, prompt, count).await?);
     }
-    let mut heard = Vec::new();
+    let (mut heard, mut tokens) = (Vec::new(), Vec::new());
     for done in waiting {
-        heard.push(done.await.map_err(|_| "a request was dropped")??);
+        let answered = done.await.map_err(|_| "a request was dropped")??;
+        heard.push(answered.heard);
+        tokens.push(answered.tokens);
     }
-    let first = heard.iter().map(|heard| heard.at[0]).max().unwrap_or(began);
-    // What is decoded while all run: after the first token of the last to begin.
-    let last = heard.iter().filter_map(|heard| heard.at.last().copied()).max().unwrap_or(began);
-    let decoded = heard.iter().flat_map(|heard| &heard.at).filter(|at| **at > first).count();
-    let tokens = heard.into_iter().map(|heard| heard.tokens).collect();
-    Ok(Timing { first: first - began, decoded, decode: last - first, tokens })
+    let first =
+        heard.iter().filter_map(|heard| heard.at.first()).max().map_or(Duration::ZERO, |at| *at - began);
+    let (decoded, decode) = match all_run(&heard) {
+        Some((start, end)) => (heard.iter().map(|heard| heard.between(start, end)).sum(), end - start),
+        None if count == 1 => (0.0, Duration::ZERO),
+        None => {
+            return Err(
+                format!("{count} tokens are too few: the first answer ended before the last began").into()
+            );
+        }
+    };
+    Ok(Timing { first, decoded, decode, tokens })
 }
 
 async fn submit(
     coordinator: &Coordinator,
     prompt: Vec<u32>,
     count: usize,
-) -> Result<oneshot::Receiver<Result<Heard, Failure>>, Failure> {
+) -> Result<oneshot::Receiver<Result<Answered, Failure>>, Failure> {
     let request = Request {
         prompt,
         sampling: Sampling::greedy(),
@@ -170,15 +179,15 @@ async fn submit(
     coordinator.submit(submission).await;
     let (tell, told) = oneshot::channel();
     actix::spawn(async move {
-        let mut heard = Heard { tokens: Vec::new(), at: Vec::new() };
+        let mut answered = Answered { tokens: Vec::new(), heard: Heard::new() };
         let end = loop {
             match came.recv().await {
                 Some(Event::Step { token: Some(token), .. }) => {
-                    heard.at.push(Instant::now());
-                    heard.tokens.push(token.id);
+                    answered.heard.at.push(Instant::now());
+                    answered.tokens.push(token.id);
                 }
                 Some(Event::Step { token: None, .. }) => {}
-                Some(Event::End(_)) => break Ok(heard),
+                Some(Event::End(_)) => break Ok(answered),
                 Some(Event::Failed(why)) => break Err(why.to_string().into()),
                 None => break Err("a request was dropped".into()),
             }

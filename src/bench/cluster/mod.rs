@@ -4,7 +4,7 @@
 //! compared with the mean of those of the model alone before and after it, and the ratio shown is the median. Both
 //! are asked the same, and every token is compared.
 
-mod alone;
+pub(super) mod alone;
 mod formed;
 mod nodes;
 
@@ -42,7 +42,7 @@ use crate::session::{Session, config_text, open};
 /// However little time is given.
 const ROUNDS_MIN: usize = 3;
 /// Decode steps of a window.
-const STEPS: std::ops::RangeInclusive<usize> = 8..=256;
+const STEPS: std::ops::RangeInclusive<usize> = 24..=256;
 /// Certificates live longer than any run.
 const LIFE: Duration = Duration::from_secs(7 * 86_400);
 
@@ -116,18 +116,18 @@ enum Over {
 }
 
 /// What takes turns.
-trait Contender {
+pub(super) trait Contender {
     /// Answers all prompts at once, with `count` tokens each.
     fn answer(&mut self, prompts: &[Vec<u32>], count: usize) -> Result<Timing, Failure>;
 }
 
 /// How an answer went.
-struct Timing {
+pub(super) struct Timing {
     /// Until all had their first token.
     first: Duration,
     /// Tokens after that, while none had ended, and how long they took.
-    decoded: usize,
-    decode: Duration,
+    pub(super) decoded: f64,
+    pub(super) decode: Duration,
     tokens: Vec<Vec<u32>>,
 }
 
@@ -194,7 +194,7 @@ impl Measure {
     /// Tokens per second of an answer.
     fn rate(self, timing: &Timing, length: usize) -> f64 {
         match self {
-            Self::Decode { .. } => timing.decoded as f64 / timing.decode.as_secs_f64(),
+            Self::Decode { .. } => timing.decoded / timing.decode.as_secs_f64(),
             Self::Prefill { batch } => (batch * length) as f64 / timing.first.as_secs_f64(),
         }
     }
@@ -382,6 +382,7 @@ impl Cluster {
             nodes: door.into_iter().cloned().collect(),
             tls,
             authority: None,
+            token_file: None,
             insecure_anywhere: false,
         };
         FormationSettings { assembly, embedded, devices: None, emulation: None }

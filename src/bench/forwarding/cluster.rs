@@ -158,6 +158,7 @@ fn settings(
         },
         tls: None,
         authority: None,
+        token_file: None,
         insecure_anywhere: false,
     };
     let embedded = if is_embedded { asked.nodes } else { 0 };

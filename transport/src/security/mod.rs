@@ -17,6 +17,7 @@ mod ledger;
 mod name;
 pub mod tls;
 pub mod token;
+pub mod token_file;
 mod verifier;
 
 pub use authority::{Authority, Issuance, NewToken};
