@@ -2,6 +2,8 @@
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /phalanx
+# Nobody debugs in the image: it is built sooner, and is smaller, without what debuggers read.
+ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=true
 # Dependencies in a layer of their own: it is made anew only where a manifest changes.
 COPY Cargo.toml Cargo.lock ./
 COPY model/Cargo.toml model/
@@ -21,8 +23,7 @@ COPY transport/ transport/
 COPY node/ node/
 COPY coordinator/ coordinator/
 COPY src/ src/
-RUN cargo build --release --workspace --locked \
-    && strip target/release/phalanx target/release/phalanx-coordinator target/release/phalanx-node
+RUN cargo build --release --workspace --locked
 
 FROM debian:bookworm-slim
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin phalanx \

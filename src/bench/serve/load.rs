@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::Failure;
@@ -35,6 +36,16 @@ pub(super) struct Outcome {
 
 /// One request, to its end.
 pub(super) async fn ask(remote: &Remote, prompt: Vec<u32>, answer: usize) -> Result<Heard, Failure> {
+    ask_and_tell(remote, prompt, answer, || {}).await
+}
+
+/// The same; `begun` is told of the first token.
+async fn ask_and_tell(
+    remote: &Remote,
+    prompt: Vec<u32>,
+    answer: usize,
+    begun: impl Fn(),
+) -> Result<Heard, Failure> {
     let body = json!({
         "prompt": prompt, "max_tokens": answer, "temperature": 0, "ignore_eos": true, "stream": true,
         "phalanx": { "return_token_ids": true },
@@ -48,6 +59,9 @@ pub(super) async fn ask(remote: &Remote, prompt: Vec<u32>, answer: usize) -> Res
                 return Err(message.into());
             }
             let tokens = event["phalanx"]["token_ids"].as_array().map_or(0, Vec::len);
+            if heard.at.is_empty() && tokens > 0 {
+                begun();
+            }
             heard.at.extend(std::iter::repeat_n(now, tokens));
             Ok(())
         })
@@ -115,21 +129,25 @@ pub(super) fn into_busy(
 ) -> (Outcome, Vec<Duration>) {
     let firsts = Rc::new(RefCell::new(Vec::new()));
     let outcome = run(remote, |remote, all| {
-        let ended = Rc::new(tokio::sync::Semaphore::new(0));
+        let (begun, ended) = (Rc::new(Semaphore::new(0)), Rc::new(Semaphore::new(0)));
         let mut random = Random(clients as u64);
         let mut tasks: Vec<std::pin::Pin<Box<dyn Future<Output = ()>>>> = Vec::new();
         for _ in 0..clients {
-            let (remote, all, ended) = (Rc::clone(remote), Rc::clone(all), Rc::clone(&ended));
+            let (remote, all) = (Rc::clone(remote), Rc::clone(all));
+            let (begun, ended) = (Rc::clone(&begun), Rc::clone(&ended));
             let prompt = random.tokens(form.prompt, form.vocab);
             tasks.push(Box::pin(async move {
-                note(&all, ask(&remote, prompt, form.answer).await);
+                let answer = ask_and_tell(&remote, prompt, form.answer, || begun.add_permits(1)).await;
+                if answer.is_err() {
+                    begun.add_permits(1); // Nobody waits for it.
+                }
+                note(&all, answer);
                 ended.add_permits(1);
             }));
         }
         let (remote, firsts) = (Rc::clone(remote), Rc::clone(&firsts));
         tasks.push(Box::pin(async move {
-            // Until all have begun, which takes about as long as an eighth of their answers.
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            let _all = begun.acquire_many(clients as u32).await;
             for _ in 0..asked {
                 let Ok(heard) = ask(&remote, random.tokens(8, form.vocab), 1).await else { return };
                 // As long as nobody has ended they are all there.
@@ -137,7 +155,6 @@ pub(super) fn into_busy(
                     Some(first) if ended.available_permits() == 0 => firsts.borrow_mut().push(first),
                     _ => return,
                 }
-                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }));
         tasks
