@@ -71,12 +71,7 @@ impl Serve {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let arguments = crate::Arguments::command();
         let serve = arguments.find_subcommand("serve").expect("it is the command that runs");
-        program::check_variables(serve, Config::VARIABLES)?;
-        let mut config = self.settings;
-        if let Some(file) = &self.config {
-            config = config.above(program::read_file(file)?);
-        }
-        program::log(config.log, config.log_level.as_deref(), "phalanx_coordinator")?;
+        let config = program::begin(serve, self.settings, self.config.as_deref(), "phalanx_coordinator")?;
         config.check_http()?;
         let embedded = self.embedded.unwrap_or(if config.nodes.is_empty() { EMBEDDED_NODES } else { 0 });
         if self.emulate.is_some() && embedded == 0 {

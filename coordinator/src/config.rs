@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use model::kernel::{NumericClass, Path as KernelPath};
+use settings::program::Settings;
 use settings::values::{one_or_many, written_or_none};
 use settings::{Bytes, Cores, LogFormat};
 
@@ -230,12 +231,10 @@ impl ForwardingChoice {
     }
 }
 
-impl Config {
-    /// Begins the name of every variable.
-    pub const VARIABLES: &str = "PHALANX_COORDINATOR_";
+impl Settings for Config {
+    const VARIABLES: &str = "PHALANX_COORDINATOR_";
 
-    /// This, and `below` where this says nothing.
-    pub fn above(self, below: Self) -> Self {
+    fn above(self, below: Self) -> Self {
         Self {
             model: self.model.or(below.model),
             http: self.http.or(below.http),
@@ -270,6 +269,12 @@ impl Config {
         }
     }
 
+    fn log(&self) -> (Option<LogFormat>, Option<&str>) {
+        (self.log, self.log_level.as_deref())
+    }
+}
+
+impl Config {
     /// Where clients come.
     pub fn http(&self) -> SocketAddr {
         self.http.unwrap_or(HTTP)

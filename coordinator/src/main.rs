@@ -35,22 +35,12 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("error: {failure}");
-            ExitCode::from(2)
-        }
-    }
+    program::end(run(Arguments::parse()))
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
-    program::check_variables(&Arguments::command(), Config::VARIABLES)?;
-    let mut config = arguments.settings;
-    if let Some(file) = &arguments.config {
-        config = config.above(program::read_file(file)?);
-    }
-    program::log(config.log, config.log_level.as_deref(), "phalanx_coordinator")?;
+    let Arguments { config, settings } = arguments;
+    let config = program::begin(&Arguments::command(), settings, config.as_deref(), "phalanx_coordinator")?;
     config.check_http()?;
     let Some(dir) = &config.model else {
         return Err("no model to serve; give the folder of a checkpoint with --model DIR".into());

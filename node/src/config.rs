@@ -12,6 +12,7 @@ use std::str::FromStr;
 use clap::Args;
 use model::kernel::{NumericClass, Path as KernelPath};
 use serde::de::{Deserialize, Deserializer};
+use settings::program::Settings;
 use settings::values::{one_or_many, written, written_or_none};
 pub use settings::{Bytes, Cores, LogFormat};
 
@@ -152,14 +153,10 @@ pub struct Config {
     pub log_level: Option<String>,
 }
 
-impl Config {
-    /// Reads a file's text; `file` is for messages.
-    pub fn parse(file: &str, text: &str) -> Result<Self, String> {
-        settings::program::parse(file, text)
-    }
+impl Settings for Config {
+    const VARIABLES: &str = "PHALANX_NODE_";
 
-    /// This, and `below` where this says nothing.
-    pub fn above(self, below: Self) -> Self {
+    fn above(self, below: Self) -> Self {
         Self {
             coordinators: or(self.coordinators, below.coordinators),
             name: self.name.or(below.name),
@@ -183,6 +180,17 @@ impl Config {
             log: self.log.or(below.log),
             log_level: self.log_level.or(below.log_level),
         }
+    }
+
+    fn log(&self) -> (Option<LogFormat>, Option<&str>) {
+        (self.log, self.log_level.as_deref())
+    }
+}
+
+impl Config {
+    /// Reads a file's text; `file` is for messages.
+    pub fn parse(file: &str, text: &str) -> Result<Self, String> {
+        settings::program::parse(file, text)
     }
 }
 

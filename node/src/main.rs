@@ -18,9 +18,6 @@ use crate::assemble::Assembled;
 /// What went wrong, as it is shown. The exit code is 2.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Begins the name of every variable.
-const VARIABLES: &str = "PHALANX_NODE_";
-
 /// Offers this machine's devices to a Phalanx cluster: experts are placed on them.
 ///
 /// The node joins its coordinators, loads the experts that they order it to hold, and computes rows for them. A
@@ -39,22 +36,12 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("error: {failure}");
-            ExitCode::from(2)
-        }
-    }
+    program::end(run(Arguments::parse()))
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
-    program::check_variables(&Arguments::command(), VARIABLES)?;
-    let mut config = arguments.settings;
-    if let Some(file) = &arguments.config {
-        config = config.above(program::read_file(file)?);
-    }
-    program::log(config.log, config.log_level.as_deref(), "phalanx_node")?;
+    let Arguments { config, settings } = arguments;
+    let config = program::begin(&Arguments::command(), settings, config.as_deref(), "phalanx_node")?;
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let node = waiting.block_on(serve(config))?;
     // Links are closed by the time that threads end.

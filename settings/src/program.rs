@@ -4,6 +4,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::process::ExitCode;
 
 use clap::Command;
 use serde::de::DeserializeOwned;
@@ -45,8 +46,49 @@ pub enum ProgramError {
     },
 }
 
+/// Settings that are said in several places, one above the other.
+pub trait Settings: DeserializeOwned {
+    /// Begins the name of every variable.
+    const VARIABLES: &str;
+
+    /// This, and `below` where this says nothing.
+    fn above(self, below: Self) -> Self;
+
+    /// How the log is written, and how much.
+    fn log(&self) -> (Option<LogFormat>, Option<&str>);
+}
+
+/// What `said` by flags and variables of `command` comes to with the file of settings, if there is one. Begins the log;
+/// `program` is the name of its own modules.
+pub fn begin<S: Settings>(
+    command: &Command,
+    said: S,
+    file: Option<&Path>,
+    program: &'static str,
+) -> Result<S, ProgramError> {
+    check_variables(command, S::VARIABLES)?;
+    let settings = match file {
+        Some(file) => said.above(read_file(file)?),
+        None => said,
+    };
+    let (format, level) = settings.log();
+    log(format, level, program)?;
+    Ok(settings)
+}
+
+/// The end of a program: what went wrong is one message, and the exit code 2.
+pub fn end(result: Result<(), Box<dyn std::error::Error + Send + Sync>>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(2)
+        }
+    }
+}
+
 /// Refuses variables that begin as the program's do and are none of them.
-pub fn check_variables(command: &Command, begin: &str) -> Result<(), ProgramError> {
+fn check_variables(command: &Command, begin: &str) -> Result<(), ProgramError> {
     let known: Vec<_> = command.get_arguments().filter_map(|argument| argument.get_env()).collect();
     let ours = |name: &OsString| name.to_string_lossy().starts_with(begin);
     let mut names = std::env::vars_os().map(|(name, _)| name);
@@ -61,7 +103,7 @@ pub fn check_variables(command: &Command, begin: &str) -> Result<(), ProgramErro
 }
 
 /// Reads a file of settings.
-pub fn read_file<T: DeserializeOwned>(file: &Path) -> Result<T, ProgramError> {
+fn read_file<T: DeserializeOwned>(file: &Path) -> Result<T, ProgramError> {
     let name = file.display().to_string();
     match std::fs::read_to_string(file) {
         Ok(text) => parse(&name, &text).map_err(ProgramError::Settings),
@@ -75,11 +117,7 @@ pub fn parse<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, String> {
 }
 
 /// Begins the log, on standard error. `program` is the name of its own modules, for messages.
-pub fn log(
-    format: Option<LogFormat>,
-    level: Option<&str>,
-    program: &'static str,
-) -> Result<(), ProgramError> {
+fn log(format: Option<LogFormat>, level: Option<&str>, program: &'static str) -> Result<(), ProgramError> {
     let level = level.unwrap_or("info");
     let filter = EnvFilter::try_new(level).map_err(|why| ProgramError::LogLevel {
         level: level.to_owned(),

@@ -18,8 +18,6 @@ use model::pool::Pool;
 use model::text::StopStream;
 use model::trunk::Trunk;
 use node::runtime::Actors;
-use node::settings::{BATCH_ROWS_MAX, LEAVE_MAX};
-use node::source::OwnCopy;
 use node::{CoordinatorAddress, NodeHandle, Runtime, RuntimeSettings};
 use tokio::sync::mpsc;
 use transport::Limits;
@@ -29,13 +27,12 @@ use transport::carrier::tcp::{Plaintext, Protection, TcpCarrier};
 use transport::carrier::{Acceptor, Carrier};
 use transport::link::Local;
 use transport::peer::{Endpoint, Listener, Notice, Notices, Peer};
-use transport::security::{ClusterId, PeerName, Role};
+use transport::security::{PeerName, Role};
 use transport::wire::cluster::{Assignment, Cluster, Epoch, Hold, Joined, ToCoordinator, ToNode};
 use transport::wire::control::NumericIdentity;
 
+use crate::nodes::{CLUSTER, start_node};
 use crate::unruly::{Manner, Unruly};
-
-const CLUSTER: ClusterId = ClusterId([3; 16]);
 
 /// Over which carrier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +109,8 @@ impl Conductor {
             Endpoint::new(local(Role::Coordinator, "front", kernels), Limits::default(), buffers).unwrap();
         let mut listener = endpoint.listen(Box::new(Unruly { acceptor, manner, lanes: 0 }));
         let address = CoordinatorAddress { carrier, address: listener.address().to_owned() };
-        let handles = (0..nodes).map(|n| start_node(&runtime, opened, kernels, n, address.clone())).collect();
+        let handles =
+            (0..nodes).map(|n| start_node(&runtime, opened, numeric(kernels), n, address.clone())).collect();
 
         let request = load::Request {
             kernels,
@@ -183,33 +181,6 @@ async fn carrier(over: Over, buffers: &Buffers) -> (Arc<dyn Carrier>, Box<dyn Ac
             (Arc::new(carrier), Box::new(acceptor))
         }
     }
-}
-
-fn start_node(
-    runtime: &Runtime,
-    opened: &Arc<Checkpoint>,
-    kernels: Kernels,
-    number: u32,
-    coordinator: CoordinatorAddress,
-) -> NodeHandle {
-    let settings = node::Settings {
-        name: format!("n{number}"),
-        cluster: CLUSTER,
-        incarnation: 1,
-        numeric: numeric(kernels),
-        labels: Vec::new(),
-        devices: vec![1 << 30; 2],
-        coordinators: vec![coordinator],
-        own_copy: Some(Arc::new(OwnCopy::new(Arc::clone(opened), None))),
-        experts_folder: None,
-        limits: Limits::default(),
-        buffers: Buffers::new(1 << 30),
-        batch_rows_max: BATCH_ROWS_MAX,
-        leave_max: LEAVE_MAX,
-        links: None,
-        emulation: None,
-    };
-    node::start(runtime, settings).unwrap()
 }
 
 /// Shards of a replica sit on one node after the other, and on one device after the other.

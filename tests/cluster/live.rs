@@ -21,19 +21,16 @@ use model::text::StopStream;
 use model::trunk::Trunk;
 use model::weights::Manifest;
 use node::runtime::Actors;
-use node::settings::{BATCH_ROWS_MAX, LEAVE_MAX};
-use node::source::OwnCopy;
 use node::{CoordinatorAddress, NodeHandle, Runtime, RuntimeSettings};
 use serde_json::Value;
 use transport::Limits;
 use transport::buffer::Pool as Buffers;
 use transport::carrier::memory::MemoryCarrier;
-use transport::security::ClusterId;
 use transport::wire::control::NumericIdentity;
 
+use crate::nodes::{CLUSTER, start_node};
 use crate::oracle::{Oracle, Random, repository};
 
-const CLUSTER: ClusterId = ClusterId([4; 16]);
 /// A cluster that has not come so far by then never does.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -88,27 +85,12 @@ impl Live {
         let runtime =
             Runtime::start(RuntimeSettings { kernels, pool, actors, spin: Duration::ZERO, on_busy: None })
                 .unwrap();
-        let node = |number: u32| node::Settings {
-            name: format!("n{number}"),
-            cluster: CLUSTER,
-            incarnation: 1,
-            numeric: numeric.clone(),
-            labels: Vec::new(),
-            devices: vec![1 << 30; 2],
-            coordinators: vec![CoordinatorAddress {
-                carrier: Arc::new(carrier.clone()),
-                address: "front".to_owned(),
-            }],
-            own_copy: Some(Arc::new(OwnCopy::new(Arc::clone(opened), None))),
-            experts_folder: None,
-            limits: Limits::default(),
-            buffers: Buffers::new(1 << 30),
-            batch_rows_max: BATCH_ROWS_MAX,
-            leave_max: LEAVE_MAX,
-            links: None,
-            emulation: None,
+        let node = |number| {
+            let coordinator =
+                CoordinatorAddress { carrier: Arc::new(carrier.clone()), address: "front".to_owned() };
+            start_node(&runtime, opened, numeric.clone(), number, coordinator)
         };
-        let nodes = (0..nodes).map(|number| node::start(&runtime, node(number)).unwrap()).collect();
+        let nodes = (0..nodes).map(node).collect();
         Self { coordinator, _nodes: nodes, _runtime: runtime }
     }
 

@@ -4,6 +4,7 @@
 mod conductor;
 mod forwarding;
 mod live;
+mod nodes;
 mod oracle;
 mod shards;
 mod unruly;

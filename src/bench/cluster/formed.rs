@@ -38,11 +38,13 @@ struct Ask {
 enum What {
     Answer { prompts: Vec<Vec<u32>>, count: usize },
     Ready,
+    Bytes,
 }
 
 enum Answer {
     Timing(Timing),
     Ready,
+    Bytes(u64),
 }
 
 impl Formed {
@@ -62,6 +64,14 @@ impl Formed {
         let asks = self.asks.as_ref().expect("open until it is dropped");
         asks.send(Ask { what, answer }).map_err(|_| "the cluster has ended")?;
         told.recv().map_err(|_| "the cluster has ended")?
+    }
+
+    /// Bytes that its carrier has brought to nodes and back.
+    pub(super) fn bytes(&self) -> Result<u64, Failure> {
+        match self.ask(What::Bytes)? {
+            Answer::Bytes(bytes) => Ok(bytes),
+            Answer::Timing(_) | Answer::Ready => unreachable!("each question has its own answer"),
+        }
     }
 
     /// Waits until every expert has a holder.
@@ -84,7 +94,7 @@ impl Contender for Formed {
     fn answer(&mut self, prompts: &[Vec<u32>], count: usize) -> Result<Timing, Failure> {
         match self.ask(What::Answer { prompts: prompts.to_vec(), count })? {
             Answer::Timing(timing) => Ok(timing),
-            Answer::Ready => unreachable!("each question has its own answer"),
+            Answer::Ready | Answer::Bytes(_) => unreachable!("each question has its own answer"),
         }
     }
 }
@@ -106,6 +116,12 @@ async fn serve(
         let said = match what {
             What::Answer { prompts, count } => all(coordinator, prompts, count).await.map(Answer::Timing),
             What::Ready => ready(coordinator).await.map(|()| Answer::Ready),
+            What::Bytes => {
+                let data = &coordinator.cluster().await["data"];
+                let bytes =
+                    ["dispatched_bytes", "returned_bytes"].map(|name| data[name].as_u64().unwrap_or(0));
+                Ok(Answer::Bytes(bytes.iter().sum()))
+            }
         };
         let _ = answer.send(said);
     }

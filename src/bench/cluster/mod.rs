@@ -33,6 +33,7 @@ use super::leftover;
 use super::model::{Random, median};
 use super::scratch::Scratch;
 use super::shape::{Shape, parse};
+use super::transport::{CarrierName, throughput};
 use crate::Failure;
 use crate::arguments::{ComputeArguments, size};
 use crate::formation::{FormationSettings, Served, load_trunk};
@@ -43,6 +44,10 @@ use crate::session::{Session, config_text, open};
 const ROUNDS_MIN: usize = 3;
 /// Decode steps of a window.
 const STEPS: std::ops::RangeInclusive<usize> = 24..=256;
+/// Of prefill with nodes in processes of their own, where no carrier bounds it.
+const PREFILL_BAR: f64 = 0.85;
+/// The part of what a carrier leaves that is to be reached.
+const OF_BOUND: f64 = 0.9;
 /// Certificates live longer than any run.
 const LIFE: Duration = Duration::from_secs(7 * 86_400);
 
@@ -148,6 +153,8 @@ struct Figure {
     rounds: usize,
     identical: bool,
     bar: Option<f64>,
+    /// What bounds the ratio, in words.
+    bound: Option<String>,
 }
 
 impl Over {
@@ -170,8 +177,18 @@ impl Over {
             (Self::Shm, Measure::Decode { .. }) => Some(0.92),
             (Self::Tcp, Measure::Decode { .. }) => Some(0.90),
             (Self::Quic, Measure::Decode { batch: 2.. }) => Some(0.87),
-            (Self::Shm, Measure::Prefill { .. }) => Some(0.85),
+            (Self::Shm, Measure::Prefill { .. }) => Some(PREFILL_BAR),
             _ => None,
+        }
+    }
+
+    /// Whose bytes bound prefill, and are measured for that.
+    fn bounded_by(self) -> Option<CarrierName> {
+        match self {
+            Self::Tcp => Some(CarrierName::Tcp),
+            Self::TcpTls => Some(CarrierName::TcpTls),
+            Self::Quic => Some(CarrierName::Quic),
+            Self::Embedded | Self::Shm => None,
         }
     }
 }
@@ -206,8 +223,9 @@ impl Figure {
     fn line(&self) -> String {
         let bar = self.bar.map_or("      ".to_owned(), |bar| format!("{bar:6.2}"));
         let tokens = if self.identical { "identical" } else { "DIFFERENT" };
+        let bound = self.bound.as_ref().map(|bound| format!("           {bound}\n")).unwrap_or_default();
         format!(
-            "{:10} {:18} {:8.1} {:10.1} {:7.3} {bar}  {:8}   {tokens}\n",
+            "{:10} {:18} {:8.1} {:10.1} {:7.3} {bar}  {:8}   {tokens}\n{bound}",
             self.over.name(),
             self.measure,
             self.alone,
@@ -221,7 +239,7 @@ impl Figure {
         json!({
             "over": self.over.name(), "figure": self.measure, "alone_tokens_per_s": self.alone,
             "cluster_tokens_per_s": self.cluster, "ratio": self.ratio, "bar": self.bar,
-            "windows": self.rounds, "tokens_identical": self.identical,
+            "bound": self.bound, "windows": self.rounds, "tokens_identical": self.identical,
         })
     }
 }
@@ -256,10 +274,12 @@ impl Cluster {
         }
         let mut figures = Vec::new();
         for over in self.over.iter().copied() {
+            let carries = over.bounded_by().map(throughput).transpose()?;
             let (mut cluster, mut nodes) = self.form(over, &opened, &config, folder.as_deref(), &scratch)?;
             let measures = self.batch.iter().map(|&batch| Measure::Decode { batch });
             for measure in measures.chain([1, 8].map(|batch| Measure::Prefill { batch })) {
-                let figure = self.measure(over, measure, opened.spec.vocab, &mut alone, &mut cluster)?;
+                let figure =
+                    self.measure(over, measure, opened.spec.vocab, &mut alone, &mut cluster, carries)?;
                 if let Some(nodes) = &mut nodes {
                     nodes.check()?;
                 }
@@ -395,7 +415,8 @@ impl Cluster {
         measure: Measure,
         vocab: usize,
         alone: &mut dyn Contender,
-        cluster: &mut dyn Contender,
+        cluster: &mut Formed,
+        carries: Option<f64>,
     ) -> Result<Figure, Failure> {
         let mut random = Random(1 + measure.batch() as u64);
         let length = match measure {
@@ -418,11 +439,13 @@ impl Cluster {
             before = alone.answer(&prompts(), count)?;
         }
         let (mut rates, mut ratios, mut identical) = (Vec::new(), Vec::new(), true);
+        let (bytes_before, mut busy) = (cluster.bytes()?, 0.0);
         let began = Instant::now();
         while began.elapsed().as_secs_f64() < self.seconds || ratios.len() < ROUNDS_MIN {
             let asked: Vec<Vec<u32>> = prompts();
             let ours = cluster.answer(&asked, count)?;
             let after = alone.answer(&asked, count)?;
+            busy += ours.first.as_secs_f64();
             identical &= ours.tokens == after.tokens;
             // Of two windows of equal work the mean speed is harmonic.
             let beside = 2.0 / (1.0 / rate(&before) + 1.0 / rate(&after));
@@ -430,6 +453,12 @@ impl Cluster {
             ratios.push(rate(&ours) / beside);
             before = after;
         }
+        let bound = match (measure, carries) {
+            (Measure::Prefill { .. }, Some(carries)) => {
+                Some(Bound { bytes: (cluster.bytes()? - bytes_before) as f64, carries, seconds: busy })
+            }
+            _ => None,
+        };
         Ok(Figure {
             over,
             measure: measure.name(length),
@@ -438,8 +467,38 @@ impl Cluster {
             rounds: ratios.len(),
             ratio: median(ratios),
             identical,
-            bar: over.bar(measure).filter(|_| self.model.is_none()),
+            bar: bound.as_ref().map(Bound::bar).or(over.bar(measure)).filter(|_| self.model.is_none()),
+            bound: bound.as_ref().map(Bound::words),
         })
+    }
+}
+
+/// What a carrier leaves of prefill's speed: while it moves bytes as fast as it can, nothing else is done.
+struct Bound {
+    /// Of all windows.
+    bytes: f64,
+    /// Bytes per second, measured in the same run.
+    carries: f64,
+    seconds: f64,
+}
+
+impl Bound {
+    fn left(&self) -> f64 {
+        1.0 - self.bytes / self.carries / self.seconds
+    }
+
+    fn bar(&self) -> f64 {
+        PREFILL_BAR.min(OF_BOUND * self.left())
+    }
+
+    fn words(&self) -> String {
+        format!(
+            "bound: {:.0} MB in {:.1} s at {:.0} MB/s leave {:.3}; {OF_BOUND} of it, and at most {PREFILL_BAR}, is the bar",
+            self.bytes / 1e6,
+            self.seconds,
+            self.carries / 1e6,
+            self.left()
+        )
     }
 }
 

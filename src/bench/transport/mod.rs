@@ -62,7 +62,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 /// What is measured together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum CarrierName {
+pub(super) enum CarrierName {
     Memory,
     Shm,
     Tcp,
@@ -99,6 +99,26 @@ impl Program {
             Self::Quic => ours::quic::echo(parent),
         }
     }
+}
+
+/// A message as long as a batch of rows of a prompt, and how many of them are a window.
+const LARGE_BYTES: usize = 1 << 20;
+const LARGE_COUNT: usize = 128;
+
+/// Bytes per second that a carrier brings to another process, of large messages, while nothing else runs.
+pub(super) fn throughput(carrier: CarrierName) -> Result<f64, Failure> {
+    let cluster = Cluster::create()?;
+    let mut ours = match carrier {
+        CarrierName::Memory => ours::memory::two_threads()?,
+        CarrierName::Shm => ours::shm::dial(false)?,
+        CarrierName::Tcp => ours::tcp::dial(None)?,
+        CarrierName::TcpTls => ours::tcp::dial(Some(&cluster))?,
+        CarrierName::Quic => ours::quic::dial(&cluster)?,
+    };
+    // The first is for the caches.
+    let windows = (0..6).map(|_| ours.one_way(LARGE_BYTES, LARGE_COUNT)).collect::<Result<Vec<_>, _>>()?;
+    let rates = windows[1..].iter().map(|took| (LARGE_BYTES * LARGE_COUNT) as f64 / took.as_secs_f64());
+    Ok(super::model::median(rates.collect()))
 }
 
 /// Contestants that take turns, and which of them are compared.
