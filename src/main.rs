@@ -1,8 +1,10 @@
 //! `phalanx`: the command line. One file per command; only here are the environment and arguments read.
 
+mod answers;
 mod arguments;
 mod bench;
 mod certs;
+mod chaos;
 mod chat;
 mod demo;
 mod formation;
@@ -58,6 +60,8 @@ enum Command {
     Serve(Box<serve::Serve>),
     /// Run a cluster of full size in this process, with short rows: what it costs, and whether it answers rightly.
     Rehearse(Box<rehearse::Rehearse>),
+    /// Kill and freeze the processes of a cluster under load, and compare every answer with the one process's.
+    Chaos(Box<chaos::Chaos>),
     /// Make a cluster's authority, certificates of peers and join tokens, and look at them.
     #[command(subcommand)]
     Certs(certs::Certs),
@@ -101,6 +105,7 @@ fn main() -> ExitCode {
         Some(Command::Inspect(command)) => command.run(),
         Some(Command::Serve(command)) => command.run(),
         Some(Command::Rehearse(command)) => command.run(),
+        Some(Command::Chaos(command)) => command.run(),
         Some(Command::Certs(command)) => command.run(),
         Some(Command::Bench(command)) => command.run(),
     };

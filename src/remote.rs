@@ -40,6 +40,13 @@ pub(crate) struct ClusterUrl {
     prefix: String,
 }
 
+impl ClusterUrl {
+    /// Host and port.
+    pub(crate) fn authority(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+}
+
 impl fmt::Display for ClusterUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "http://{}:{}{}", self.host, self.port, self.prefix)
@@ -103,6 +110,12 @@ impl Remote {
 
     pub(crate) fn url(&self) -> &ClusterUrl {
         &self.url
+    }
+
+    /// The state of the cluster, within [`Remote::wait`]; an error if nobody tells it now.
+    pub(crate) async fn cluster_now(&self) -> Result<Value, Failure> {
+        let response = self.send("GET", "/cluster", None).await?;
+        Ok(serde_json::from_slice(&self.collect(response).await?)?)
     }
 
     /// The state of the cluster.

@@ -50,7 +50,7 @@ pub(super) fn all_run(heard: &[Heard]) -> Option<(Instant, Instant)> {
 }
 
 /// The value below which so much of all lies; they are put in order.
-pub(super) fn quantile(values: &mut [f64], part: f64) -> f64 {
+pub(crate) fn quantile(values: &mut [f64], part: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => f64::NAN,

@@ -29,24 +29,24 @@ fn forget(what: &Leftover) {
 }
 
 /// A folder is there.
-pub(super) fn add_folder(folder: PathBuf) {
+pub(crate) fn add_folder(folder: PathBuf) {
     add(Leftover::Folder(folder));
 }
 
 /// Removes a folder.
-pub(super) fn remove_folder(folder: PathBuf) {
+pub(crate) fn remove_folder(folder: PathBuf) {
     // A folder that stays is a nuisance, not a failure of what was measured.
     let _ = std::fs::remove_dir_all(&folder);
     forget(&Leftover::Folder(folder));
 }
 
 /// A process runs.
-pub(super) fn add_process(child: &Child) {
+pub(crate) fn add_process(child: &Child) {
     add(Leftover::Process(Pid::from_child(child)));
 }
 
 /// Ends a process: nothing that it holds is worth an orderly end.
-pub(super) fn end_process(child: &mut Child) {
+pub(crate) fn end_process(child: &mut Child) {
     // It may have ended already. It is forgotten before its number can be another's.
     let _ = child.kill();
     forget(&Leftover::Process(Pid::from_child(child)));
@@ -54,7 +54,7 @@ pub(super) fn end_process(child: &mut Child) {
 }
 
 /// From now on an interrupt or a polite kill ends all of that, and the program.
-pub(super) fn watch() -> Result<(), Failure> {
+pub(crate) fn watch() -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (mut interrupt, mut terminate) = {
         let _inside = runtime.enter();

@@ -3,11 +3,11 @@
 mod checkpoint;
 mod cluster;
 mod forwarding;
-mod heard;
+pub(crate) mod heard;
 mod kernel;
-mod leftover;
+pub(crate) mod leftover;
 mod model;
-mod scratch;
+pub(crate) mod scratch;
 mod serve;
 pub(crate) mod shape;
 mod transport;

@@ -8,10 +8,10 @@ use super::leftover;
 use crate::Failure;
 
 /// A folder for this user alone, removed when this is dropped.
-pub(super) struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    pub(super) fn create() -> Result<Self, Failure> {
+    pub(crate) fn create() -> Result<Self, Failure> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = crate::temporary_folder().join(format!("phalanx-bench-{}-{next}", std::process::id()));
@@ -21,7 +21,7 @@ impl Scratch {
         Ok(Self(path))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }

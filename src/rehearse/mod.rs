@@ -4,7 +4,6 @@
 //! with the number of layers, experts, nodes or links shows here before anybody has so many machines. Answers are
 //! checked against the plain loop, token by token and probability by probability, and once more while a node falls.
 
-mod answers;
 mod report;
 mod router;
 
@@ -26,11 +25,11 @@ use model::weights::Manifest;
 use serde_json::Value;
 
 use crate::Failure;
+use crate::answers::{Answer, Question, ask_all, questions};
 use crate::arguments::ComputeArguments;
 use crate::bench::shape::Shape;
 use crate::formation::{Formation, FormationSettings, Served, load_trunk};
 use crate::output::show;
-use answers::{Answer, Question, ask_all, questions};
 use report::{Report, resident_bytes, threads_running};
 
 /// Heads of attention: the trunk is not what is rehearsed.
@@ -194,7 +193,7 @@ impl Rehearse {
         let opened = shape.open()?;
         let questions = questions(self.requests, self.prompt, self.tokens, VOCAB);
         self.say(&format!("the plain loop answers {} requests\n", questions.len()))?;
-        let expected = answers::plain(&opened, &self.compute, &questions)?;
+        let expected = crate::answers::plain(&opened, &self.compute, &questions)?;
         let router = router::measure(&size, &opened)?;
         let admission = self.compute.admission()?;
         let mut report = Report::new(size, &admission, router);

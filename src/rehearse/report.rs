@@ -5,9 +5,9 @@ use std::time::Duration;
 use model::kernel::Admission;
 use serde_json::{Value, json};
 
-use super::answers::Question;
 use super::router::Cost;
 use super::{Size, number};
+use crate::answers::Question;
 use crate::output::bytes;
 
 /// What a rehearsal has shown.

@@ -15,8 +15,8 @@ use transport::Limits;
 use transport::wire::cluster::Epoch;
 
 use super::Size;
-use super::answers::Random;
 use crate::Failure;
+use crate::answers::Random;
 
 /// Rows that are routed together: where many requests run, and where one does.
 const BATCHES: [u32; 2] = [64, 1];

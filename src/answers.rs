@@ -1,4 +1,4 @@
-//! Requests of a rehearsal: what the plain loop answers, and what the cluster does.
+//! Requests that prove a cluster: what the plain loop answers, and what the cluster does.
 
 use std::time::{Duration, Instant};
 
@@ -23,12 +23,12 @@ const WITHIN: Duration = Duration::from_secs(600);
 const KV_BYTES: u64 = 1 << 30;
 
 /// What is asked.
-pub(super) type Question = Request;
+pub(crate) type Question = Request;
 /// What came of it: every token with the probabilities of the likeliest, so that equal answers mean equal logits.
-pub(super) type Answer = Vec<Token>;
+pub(crate) type Answer = Vec<Token>;
 
 /// Requests with random prompts, all different.
-pub(super) fn questions(count: u32, prompt: u32, tokens: u32, vocab: usize) -> Vec<Question> {
+pub(crate) fn questions(count: u32, prompt: u32, tokens: u32, vocab: usize) -> Vec<Question> {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let question = |_| Request {
         prompt: (0..prompt).map(|_| random.below(vocab as u32)).collect(),
@@ -41,7 +41,7 @@ pub(super) fn questions(count: u32, prompt: u32, tokens: u32, vocab: usize) -> V
 }
 
 /// What one process answers, one request after the other.
-pub(super) fn plain(
+pub(crate) fn plain(
     opened: &Opened,
     compute: &ComputeArguments,
     questions: &[Question],
@@ -64,7 +64,7 @@ pub(super) fn plain(
 }
 
 /// What the cluster answers, to all at once.
-pub(super) async fn ask_all(
+pub(crate) async fn ask_all(
     coordinator: &Coordinator,
     questions: &[Question],
 ) -> Result<Vec<Answer>, Failure> {
@@ -98,10 +98,10 @@ fn generation(question: &Question) -> Result<Generation, Failure> {
 }
 
 /// Random numbers that a seed repeats.
-pub(super) struct Random(pub(super) u64);
+pub(crate) struct Random(pub(super) u64);
 
 impl Random {
-    pub(super) fn below(&mut self, bound: u32) -> u32 {
+    pub(crate) fn below(&mut self, bound: u32) -> u32 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (((self.0 >> 32) * u64::from(bound)) >> 32) as u32
     }
