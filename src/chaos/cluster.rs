@@ -21,6 +21,7 @@ pub(super) struct Settings {
     pub(super) nodes: usize,
     /// Of each node.
     pub(super) devices: usize,
+    pub(super) replicas: u8,
     /// Where they keep what they must remember.
     pub(super) folder: PathBuf,
 }
@@ -121,7 +122,7 @@ fn start_coordinator(
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["serve", "--http", http, "--nodes", door, "--insecure", "--log-level", "error"]);
     command.arg("--data").arg(settings.folder.join("coordinator"));
-    command.args(["--numeric-class", &settings.numeric_class]);
+    command.args(["--numeric-class", &settings.numeric_class, "--replicas", &settings.replicas.to_string()]);
     if let Some(model) = &settings.model {
         command.arg("--model").arg(model);
     }

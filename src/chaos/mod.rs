@@ -82,6 +82,11 @@ pub(crate) struct Chaos {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_535))]
     devices: Option<u32>,
 
+    /// Replicas that every expert must have. With one, what a node alone holds has to be loaded elsewhere when it is gone, and
+    /// waited for while it is frozen.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
+    replicas: u8,
+
     /// Streams that are being answered at once.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
     streams: u32,
@@ -124,6 +129,7 @@ impl Chaos {
             numeric_class: self.compute.kernels()?.class().to_string(),
             nodes: self.nodes as usize,
             devices,
+            replicas: self.replicas,
             folder,
         };
         let processes = Processes::start(settings)?;

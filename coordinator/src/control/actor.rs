@@ -244,7 +244,7 @@ impl Handler<Heard> for ControlActor {
     type Result = ();
 
     fn handle(&mut self, Heard(link, notice): Heard, context: &mut Self::Context) {
-        self.heard(link, notice, Instant::now());
+        self.heard(link, notice, Instant::now(), context);
         self.carry_out(context);
     }
 }

@@ -11,7 +11,9 @@ use transport::wire::cluster::{ActorId, Assignment, Cluster as Said, ToCoordinat
 use transport::wire::control::CloseReason;
 
 use super::actor::{Came, ControlActor, Heard, Over};
+use super::layout::tell_data;
 use super::membership::Joining;
+use crate::data::actor::Silent;
 use crate::data::ids::LinkId;
 use crate::placement::NodeId;
 use crate::weights::LinkWeights;
@@ -64,15 +66,19 @@ impl ControlActor {
         self.sessions.insert(link, session);
     }
 
-    pub(super) fn heard(&mut self, link: LinkId, notice: Notice, now: Instant) {
+    pub(super) fn heard(&mut self, link: LinkId, notice: Notice, now: Instant, context: &mut Context<Self>) {
         match notice {
             Notice::Told(Said::ToCoordinator(said)) => self.told(link, said, now),
             Notice::Told(Said::ToNode(_)) => {}
             Notice::Late { silent } => {
                 tracing::warn!(%link, ?silent, "a node is late");
                 self.parts.membership.handle_late(link);
+                tell_data(&self.parts.data, Silent { link, is_late: true }, context);
             }
-            Notice::Awake => self.parts.membership.handle_awake(link),
+            Notice::Awake => {
+                self.parts.membership.handle_awake(link);
+                tell_data(&self.parts.data, Silent { link, is_late: false }, context);
+            }
             Notice::DrainAsked => self.parts.membership.handle_leaving(link),
             Notice::Expired { .. } => {}
             Notice::RenewalAsked { request } => self.renew(link, request),

@@ -105,6 +105,16 @@ pub struct Opened(pub Box<DataLink>);
 #[rtype(result = "()")]
 pub struct Published(pub Arc<Placement>);
 
+/// A node has been silent for longer than usual, or is no more.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Silent {
+    /// The link to it.
+    pub link: LinkId,
+    /// Whether it is.
+    pub is_late: bool,
+}
+
 /// A request comes. Its answer goes to the submission's channel, a refusal too.
 #[derive(Message)]
 #[rtype(result = "RequestId")]
@@ -279,6 +289,18 @@ impl Handler<Published> for DataActor {
         self.parts.exchange.handle_placement(placement, began);
         // The control plane may have gone already, when the program ends.
         let _ = self.observe.send(Observation::Changed(began.elapsed()));
+    }
+}
+
+impl Handler<Silent> for DataActor {
+    type Result = ();
+
+    fn handle(&mut self, Silent { link, is_late }: Silent, _: &mut Self::Context) {
+        let now = Instant::now();
+        match is_late {
+            true => self.parts.exchange.handle_late(link, now),
+            false => self.parts.exchange.handle_awake(link, now),
+        }
     }
 }
 

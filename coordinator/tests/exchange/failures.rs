@@ -524,3 +524,76 @@ mod ends {
         assert_eq!(world.exchange.epoch_oldest(), None);
     }
 }
+
+mod silence {
+    use super::*;
+
+    /// What is out to a node that has gone silent goes to another holder too; whoever returns first fills the slots, and until
+    /// the node is awake the other gets all.
+    #[test]
+    fn rows_of_a_late_link_go_to_another_holder_too() {
+        let mut world = two_replicas();
+        world.chosen(0, 0, &[&[0], &[0]]);
+        assert_eq!(world.sent(), ["link 10 layer 0 rows 0 1: d1 e0.0.0 [0, 1]"]);
+        world.late(10);
+        assert_eq!(world.sent(), ["link 11 layer 0 rows 0 1: d2 e0.1.0 [0, 1]"]);
+        assert_eq!(world.exchange.counters().hedged, 1);
+        assert_eq!(world.returned(11, 2, 2), "0 4");
+        assert_eq!(world.whole(), [0, 1]);
+        // Replica 0 would have less to do.
+        world.chosen(1, 0, &[&[0]]);
+        world.chosen(0, 2, &[&[0]]);
+        world.chosen(0, 3, &[&[0]]);
+        assert_eq!(
+            world.sent(),
+            ["link 11 layer 0 rows 2 3: d3 e0.1.0 [0, 1]"],
+            "nobody holds layer 1, and link 10 is late"
+        );
+        // It wakes: its return is of a row's earlier life.
+        world.awake(10);
+        assert_eq!(world.returned(10, 1, 2), "- -");
+        world.chosen(0, 4, &[&[0]]);
+        assert_eq!(world.sent(), ["link 10 layer 0 rows 4: d4 e0.0.0 [0]"]);
+    }
+
+    /// The one that was late may still be the first.
+    #[test]
+    fn a_late_return_that_comes_first_counts() {
+        let mut world = two_replicas();
+        world.chosen(0, 0, &[&[0]]);
+        world.sent();
+        world.late(10);
+        world.sent();
+        assert_eq!(world.returned(10, 1, 1), "0");
+        assert_eq!(world.whole(), [0]);
+        assert_eq!(world.returned(11, 2, 1), "-");
+    }
+
+    /// Nobody else holds it: it is waited for, new rows go there as before, and whoever comes to hold it gets all.
+    #[test]
+    fn without_another_holder_a_late_link_is_waited_for() {
+        let mut world = World::new().links(2, WIDE).placed(&[(0, &[&[0]])]);
+        world.chosen(0, 0, &[&[0]]);
+        assert_eq!(world.sent(), ["link 10 layer 0 rows 0: d1 e0.0.0 [0]"]);
+        world.late(10);
+        assert_eq!(world.sent(), NOTHING);
+        world.chosen(0, 1, &[&[0]]);
+        assert_eq!(world.sent(), ["link 10 layer 0 rows 1: d2 e0.0.0 [0]"]);
+        world.place(2, &[(0, &[&[0, 1]])]);
+        assert_eq!(world.sent(), ["link 11 layer 0 rows 0 1: d3 e0.1.0 [0, 1]"]);
+        assert_eq!(world.exchange.counters().hedged, 2);
+    }
+
+    /// Both are late: what is out stays where it is.
+    #[test]
+    fn two_late_links_do_not_play_ball() {
+        let mut world = two_replicas();
+        world.late(11);
+        world.chosen(0, 0, &[&[0]]);
+        assert_eq!(world.sent(), ["link 10 layer 0 rows 0: d1 e0.0.0 [0]"]);
+        world.late(10);
+        assert_eq!(world.sent(), NOTHING);
+        world.link_ended(10);
+        assert_eq!(world.sent(), ["link 11 layer 0 rows 0: d2 e0.1.0 [0]"]);
+    }
+}

@@ -100,6 +100,8 @@ struct Model {
     frames: Vec<(u32, u64)>,
     /// Node and room of links that stand, oldest first.
     links: Vec<(u32, u32, LinkRoom)>,
+    /// Of these, those that are late.
+    late: HashSet<u32>,
     placement: Placement,
     ended: Vec<(u32, u64)>,
     next_link: u32,
@@ -120,6 +122,7 @@ impl Model {
             now: Instant::now(),
             rows: HashMap::new(),
             out: HashMap::new(),
+            late: HashSet::new(),
             frames: Vec::new(),
             links: Vec::new(),
             placement: Placement::default(),
@@ -155,6 +158,7 @@ impl Model {
     fn end_link(&mut self, link: u32) {
         self.exchange.handle_link_ended(LinkId(link), self.now);
         self.links.retain(|(other, ..)| *other != link);
+        self.late.remove(&link);
         let dead: Vec<_> = self.out.keys().copied().filter(|(other, _)| *other == link).collect();
         for key in dead {
             let out = self.out.remove(&key).unwrap();
@@ -435,11 +439,21 @@ impl Model {
         let least = charge(64 + ROW_BYTES);
         let newest: HashMap<u32, (u32, LinkRoom)> =
             self.links.iter().map(|(link, node, room)| (*node, (*link, *room))).collect();
+        let of = |actor: ActorId| (actor.layer, actor.expert, actor.shard);
+        let is_awake = |node: u32| newest.get(&node).is_some_and(|(link, _)| !self.late.contains(link));
+        // Where one of them may be given something, late ones are not.
+        let have_awake: HashSet<_> = (self.exchange.actors())
+            .filter(|seen| !seen.is_paused && is_awake(seen.seat.node.0))
+            .map(|seen| of(seen.actor))
+            .collect();
         let idle: HashSet<ActorId> = self
             .exchange
             .actors()
             .filter(|seen| {
                 let Some((link, room)) = newest.get(&seen.seat.node.0) else { return false };
+                if !is_awake(seen.seat.node.0) && have_awake.contains(&of(seen.actor)) {
+                    return false;
+                }
                 let (out, back, dispatches, _) = self.taken(*link);
                 let is_room = out + least <= room.out_bytes
                     && back + 128 + RETURN_ROW_BYTES <= room.back_bytes
@@ -498,7 +512,19 @@ impl Model {
                     self.place(false);
                 }
             }
-            90..95 => {
+            90..92 => {
+                if !self.links.is_empty() && self.random.chance(faults) {
+                    let link = self.links[self.random.below(self.links.len())].0;
+                    match self.late.remove(&link) {
+                        true => self.exchange.handle_awake(LinkId(link), self.now),
+                        false => {
+                            self.late.insert(link);
+                            self.exchange.handle_late(LinkId(link), self.now);
+                        }
+                    }
+                }
+            }
+            92..95 => {
                 if !self.links.is_empty() && self.random.chance(faults) {
                     let link = self.links[self.random.below(self.links.len())].0;
                     self.end_link(link);
@@ -527,6 +553,9 @@ impl Model {
             self.step();
         }
         // Then nothing fails any more, and every row ends.
+        for link in std::mem::take(&mut self.late) {
+            self.exchange.handle_awake(LinkId(link), self.now);
+        }
         for node in 0..self.case.nodes {
             if !self.links.iter().any(|(_, other, _)| *other == node) {
                 self.open_link(node);

@@ -72,6 +72,14 @@ impl World {
         self.exchange.handle_link_ended(LinkId(link), self.now);
     }
 
+    pub(crate) fn late(&mut self, link: u32) {
+        self.exchange.handle_late(LinkId(link), self.now);
+    }
+
+    pub(crate) fn awake(&mut self, link: u32) {
+        self.exchange.handle_awake(LinkId(link), self.now);
+    }
+
     pub(crate) fn placed(mut self, layers: &[(u32, &[&[u32]])]) -> Self {
         self.place(1, layers);
         self

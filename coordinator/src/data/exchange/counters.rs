@@ -29,6 +29,8 @@ pub struct ExchangeCounters {
     pub rows_unneeded: u64,
     /// Dispatches that became overdue.
     pub overdue: u64,
+    /// Of these, those whose link was late: their rows went elsewhere too.
+    pub hedged: u64,
     /// Dispatches that ended with their link.
     pub died: u64,
     /// Rows that failed.

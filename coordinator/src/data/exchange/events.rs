@@ -94,6 +94,7 @@ impl Exchange {
     pub fn handle_placement(&mut self, placement: Arc<Placement>, _now: Instant) {
         self.router.seat(&placement);
         self.epochs.begin(placement.epoch);
+        self.hedge_all();
     }
 
     /// Rows at a layer have chosen their experts: row-major, by rank, no expert twice in a row. All are to be back by

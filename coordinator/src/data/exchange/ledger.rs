@@ -137,6 +137,13 @@ impl Ledger {
         self.of_links.get(link as usize).map(|ends| ends.first).filter(|first| *first != NONE)
     }
 
+    /// All of a link, in the order of sending.
+    pub(super) fn of_link(&self, link: u32) -> impl Iterator<Item = u32> {
+        std::iter::successors(self.first_of_link(link), |at| {
+            Some(self.dispatches[*at as usize].of_link.next).filter(|next| *next != NONE)
+        })
+    }
+
     /// The dispatch that will be overdue next, or is.
     pub(super) fn first(&self) -> Option<u32> {
         Some(self.of_all.first).filter(|first| *first != NONE)

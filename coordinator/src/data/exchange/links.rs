@@ -41,6 +41,8 @@ pub(super) struct Link {
     pub(super) is_open: bool,
     /// It stands among the links that frames are made for.
     pub(super) is_active: bool,
+    /// Its peer has been silent for longer than usual.
+    pub(super) is_late: bool,
     lanes: Vec<Lane>,
 
     pub(super) room: LinkRoom,
@@ -105,6 +107,7 @@ impl Link {
             has_room: true,
             is_open: true,
             is_active: false,
+            is_late: false,
             lanes: Vec::new(),
             room,
             group_rows_max,

@@ -15,6 +15,7 @@
 //! | `compose` | the frame: as many groups for one link as there is room for |
 //! | `ledger` | open dispatches: what each may still fill, and when it is overdue |
 //! | `settle` | what follows when a dispatch returned, was refused, or died |
+//! | `late` | what is out to a peer that has gone silent |
 //!
 //! **Replicas are chosen when a frame is made**, not when rows come: whoever has room first takes what waits. All that
 //! waits for an expert goes to one replica in one dispatch, unless that would overload it.
@@ -35,6 +36,7 @@ mod deadlines;
 mod events;
 mod interface;
 mod landing;
+mod late;
 mod ledger;
 mod links;
 mod observed;

@@ -252,6 +252,15 @@ impl Router {
         self.is_usable(actor) && !actor.is_reserved && self.links[actor.link as usize].leaves_room(actor.held)
     }
 
+    /// Somebody whose link is not late may get rows of a queue.
+    pub(super) fn has_awake(&self, queue: u32) -> bool {
+        let is_awake = |at: &u32| {
+            let actor = &self.actors[*at as usize];
+            self.is_usable(actor) && !self.links[actor.link as usize].is_late
+        };
+        self.actors_of(queue).iter().any(is_awake)
+    }
+
     /// Something waits in a queue, or somebody became able to take it.
     pub(super) fn wake(&mut self, queue: u32) {
         if self.queues[queue as usize].suspects.len > 0 {
@@ -263,12 +272,12 @@ impl Router {
     }
 
     /// Offers what waits to the actor that is thought to return it first among those whose link has room; if no link
-    /// has, to all.
+    /// has, to all. Late links are no links as long as there are others.
     pub(super) fn offer(&mut self, queue: u32) {
         let Queue { actors_first, actors_len, .. } = self.queues[queue as usize];
         let replicas = actors_first as usize..(actors_first + actors_len) as usize;
         let untried_us = if actors_len > 1 { self.untried_us(replicas.clone()) } else { 1 };
-        let mut best: Option<((bool, u64), u32)> = None;
+        let mut best: Option<((bool, bool, u64), u32)> = None;
         for &at in &self.replicas[replicas.clone()] {
             let actor = &self.actors[at as usize];
             if !self.takes(actor) {
@@ -277,20 +286,21 @@ impl Router {
             let each_us =
                 if actors_len > 1 && actor.expected_us > 0 { actor.expected_us } else { untried_us };
             let expected = u64::from(actor.outstanding + 1) * u64::from(each_us);
-            let key = (!self.links[actor.link as usize].has_room, expected);
+            let link = &self.links[actor.link as usize];
+            let key = (link.is_late, !link.has_room, expected);
             if best.is_none_or(|(best, _)| key < best) {
                 best = Some((key, at));
             }
         }
         match best {
             None => {}
-            Some(((false, _), at)) => {
+            Some(((_, false, _), at)) => {
                 if actors_len > 1 {
                     self.note_passed_over(replicas, at);
                 }
                 self.enter_lane(at, true);
             }
-            Some(((true, _), _)) => self.offer_to_all(queue),
+            Some(((_, true, _), _)) => self.offer_to_all(queue),
         }
     }
 
@@ -314,9 +324,14 @@ impl Router {
 
     fn offer_to_all(&mut self, queue: u32) {
         let Queue { actors_first, actors_len, .. } = self.queues[queue as usize];
+        let is_late = |router: &Self, at: u32| {
+            let actor = &router.actors[at as usize];
+            router.links[actor.link as usize].is_late
+        };
+        let is_any_awake = self.has_awake(queue);
         for index in actors_first..actors_first + actors_len {
             let at = self.replicas[index as usize];
-            if self.takes(&self.actors[at as usize]) {
+            if self.takes(&self.actors[at as usize]) && !(is_any_awake && is_late(self, at)) {
                 self.enter_lane(at, false);
             }
         }
@@ -338,24 +353,24 @@ impl Router {
         let key = |at: &u32| {
             let actor = &self.actors[*at as usize];
             let is_usable = self.is_usable(actor);
-            is_usable.then(|| (!self.links[actor.link as usize].has_room, actor.outstanding, *at))
+            let link = || &self.links[actor.link as usize];
+            is_usable.then(|| (link().is_late, !link().has_room, actor.outstanding, *at))
         };
         // The first of those with the least; `min_by_key` would do, if keys could be left out.
-        let best = self
-            .actors_of(queue)
-            .iter()
-            .filter_map(key)
-            .reduce(|best, other| if (other.0, other.1) < (best.0, best.1) { other } else { best });
+        let best = self.actors_of(queue).iter().filter_map(key).reduce(|best, other| {
+            let key = |one: &(bool, bool, u32, u32)| (one.0, one.1, one.2);
+            if key(&other) < key(&best) { other } else { best }
+        });
         let at = match best {
             // Whoever becomes usable wakes it.
             None => return,
-            Some((true, ..)) => {
+            Some((_, true, ..)) => {
                 if !self.unplaced.contains(&queue) {
                     self.unplaced.push_back(queue);
                 }
                 return;
             }
-            Some((false, _, at)) => at,
+            Some((_, false, _, at)) => at,
         };
         self.queues[queue as usize].reserved = at;
         let actor = &mut self.actors[at as usize];

@@ -72,7 +72,7 @@ impl Router {
     }
 
     /// All is offered anew.
-    fn wake_all(&mut self) {
+    pub(super) fn wake_all(&mut self) {
         for link in 0..self.links.len() as u32 {
             self.clear_lanes(link);
         }
