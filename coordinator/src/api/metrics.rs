@@ -191,7 +191,7 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
-        let token = || Event::Step { token: Some(Token { id: 1, logprobs: None }), text: String::new() };
+        let token = || Event::Step { token: Some(Token { id: 1, ..Token::default() }), text: String::new() };
         let mut meter = Meter::new(Arc::clone(&metrics), start);
         for (event, ms) in [
             (token(), 10),

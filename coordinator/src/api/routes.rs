@@ -367,6 +367,10 @@ async fn prepare(app: &App, form: Form, asked: Asked) -> Result<(Vec<Generation>
         logprobs: asked.logprobs.is_some(),
         token_ids: asked.return_token_ids,
         usage: asked.include_usage,
+        experts: match asked.return_experts {
+            true => spec.moe_layers().map(|(layer, moe)| (layer, moe.top_k)).collect(),
+            false => Vec::new(),
+        },
     };
     let head = Head {
         id: format!("{}-{:016x}", form.prefix(), app.random()),
@@ -386,6 +390,7 @@ async fn prepare(app: &App, form: Form, asked: Asked) -> Result<(Vec<Generation>
         sampling: asked.sampling,
         end_ids: if asked.ignore_eos { Vec::new() } else { texts.end_ids() },
         logprobs: asked.logprobs,
+        experts: asked.return_experts,
     };
     let generation = |index: usize| {
         let sampling = request.sampling.with_seed(request.sampling.fields().seed.wrapping_add(index as u64));

@@ -12,7 +12,7 @@ use super::landing::Landed;
 use super::request::{Event, Failure, Request, RequestId, Submission};
 use super::scheduler::{Action, Refused};
 use super::trunk::{Begin, Order, Sampled};
-use crate::generation::FinishReason;
+use crate::generation::{FinishReason, Token};
 
 impl DataActor {
     /// Everything that can be done now; true if there was anything.
@@ -111,6 +111,7 @@ impl DataActor {
                     tokens: generation.tokens().to_vec(),
                     sampling: asked.sampling.clone(),
                     logprobs: asked.logprobs,
+                    experts: asked.experts,
                 };
                 self.trunk().tell(Order::Begin(Box::new(begin)));
                 self.running[sequence.0 as usize] = Some(request);
@@ -181,7 +182,7 @@ impl DataActor {
         self.end(sequence);
     }
 
-    pub(super) fn take_sampled(&mut self, Sampled { sequence, token }: Sampled) {
+    pub(super) fn take_sampled(&mut self, Sampled { sequence, token, experts }: Sampled) {
         // Its client may have gone while it was computed.
         let Some(request) = &mut self.running[sequence.0 as usize] else { return };
         let (id, logprobs) = match token {
@@ -190,7 +191,8 @@ impl DataActor {
         };
         self.report.tokens += 1;
         let step = request.submission.generation.handle_token(id, logprobs);
-        let heard = request.tell(Event::Step { token: step.token, text: step.text });
+        let token = step.token.map(|token| Token { experts, ..token });
+        let heard = request.tell(Event::Step { token, text: step.text });
         match request.submission.generation.finish_reason() {
             Some(reason) => {
                 request.tell(Event::End(reason));
