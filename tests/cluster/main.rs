@@ -7,6 +7,7 @@ mod live;
 mod oracle;
 mod shards;
 mod unruly;
+mod why;
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
 //! Carries out what scheduler, flow and exchange ask for.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use tokio::task::spawn_local;
@@ -46,7 +47,7 @@ impl DataActor {
             if self.shared_cores {
                 self.parts.flow.handle_devices(self.parts.exchange.dispatches_open() == 0);
             }
-            done |= self.compute();
+            done |= self.compute(now);
             if !done {
                 return any;
             }
@@ -86,14 +87,25 @@ impl DataActor {
 
     /// Ends requests that have had their time.
     pub(super) fn end_late(&mut self, now: Instant) {
+        if self.deadlines.first_key_value().is_none_or(|((at, _), ())| *at > now) {
+            return;
+        }
+        let mut late: BTreeMap<RequestId, Option<String>> = BTreeMap::new();
         while let Some(entry) = self.deadlines.first_entry().filter(|entry| entry.key().0 <= now) {
             let ((_, id), ()) = entry.remove_entry();
+            late.insert(id, None);
+        }
+        // Asked once for all of them, and before the first of them goes.
+        for waiting in self.why(|id| late.contains_key(&id), now) {
+            late.insert(waiting.request, Some(waiting.cause.to_string()));
+        }
+        for (id, missing) in late {
             let of = |request: &Option<Request>| request.as_ref().is_some_and(|request| request.id == id);
             let running = self.running.iter().position(of);
             let request = self.waiting.get(&id).or_else(|| self.running[running?].as_ref());
             if let Some(request) = request {
                 let within_ms = request.submission.within_ms;
-                request.tell(Event::Failed(Failure::TooLate { within_ms, missing: None }));
+                request.tell(Event::Failed(Failure::TooLate { within_ms, missing }));
             }
             self.give_up(id);
         }
@@ -211,6 +223,7 @@ impl DataActor {
             let id = outgoing.link;
             self.report.groups += outgoing.groups.len() as u64;
             self.report.group_rows += outgoing.indices.len() as u64;
+            outgoing.groups.iter().for_each(|group| self.report.group_sizes.add(group.indices.len()));
             let frame = dispatch_frame(&self.parts.buffers, self.parts.shape, outgoing, &self.sources)
                 .expect("its pool has no bound");
             let Some(link) = self.links.get(&id) else {
@@ -237,7 +250,7 @@ impl DataActor {
     }
 
     /// Gives the trunk what the flow wants computed next.
-    fn compute(&mut self) -> bool {
+    fn compute(&mut self, now: Instant) -> bool {
         let slots_per_row = self.parts.slots_per_row();
         let Some(batch) = self.parts.flow.poll_batch() else { return false };
         let mut work = std::mem::take(&mut self.spare);
@@ -254,6 +267,7 @@ impl DataActor {
             }
         }
         self.computing.clone_from(&work.rows);
+        self.computing_since = Some(now);
         self.trunk().tell(Order::Compute(work));
         true
     }
