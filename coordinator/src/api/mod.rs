@@ -12,6 +12,7 @@ mod answer;
 mod ask;
 mod backend;
 mod chat;
+mod exposition;
 mod fields;
 mod listen;
 mod metrics;
