@@ -28,7 +28,7 @@ const DEADLINE_MS: u64 = 600_000;
 /// The longest deadline: a day.
 const DEADLINE_MS_MAX: u64 = 86_400_000;
 
-const KNOWN_TEXT: &[&str] = &[
+pub(super) const KNOWN_TEXT: &[&str] = &[
     "model",
     "prompt",
     "max_tokens",
@@ -53,7 +53,7 @@ const KNOWN_TEXT: &[&str] = &[
     "phalanx",
 ];
 
-const KNOWN_CHAT: &[&str] = &[
+pub(super) const KNOWN_CHAT: &[&str] = &[
     "model",
     "messages",
     "max_completion_tokens",
@@ -81,7 +81,8 @@ const KNOWN_CHAT: &[&str] = &[
     "phalanx",
 ];
 
-const KNOWN_PHALANX: &[&str] = &["deadline_ms", "on_missing", "return_token_ids", "return_experts"];
+pub(super) const KNOWN_PHALANX: &[&str] =
+    &["deadline_ms", "on_missing", "return_token_ids", "return_experts"];
 
 /// What is asked for. All of it is valid but for what only the model knows: ids, lengths, its name.
 #[derive(Debug, Clone, PartialEq)]

@@ -16,12 +16,15 @@ mod exposition;
 mod fields;
 mod listen;
 mod metrics;
+mod openapi;
 mod paced;
+mod page;
 mod prompt;
 mod refusal;
 mod routes;
 mod stream;
 mod tokens;
+mod watch;
 
 pub use backend::{Backend, Health, Served, Soon, State};
 pub use listen::{Exposed, Limits, check_address, serve};
