@@ -1,5 +1,6 @@
 //! What a request is said to wait for is what it waits for: one expert is held back, a node goes, the queue fills.
 
+use std::cmp::Reverse;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,8 +25,9 @@ use crate::unruly::{Gate, Manner};
 
 /// Returns of one expert of this layer are held back, or its node goes; it sits alone there.
 const LAYER: u32 = 4;
-/// As many as any test asks.
+/// As many as any test asks, and among how many they are found: all of them need the expert.
 const REQUESTS: usize = 12;
+const ASKED: usize = 64;
 const ALONE: u32 = 2;
 /// Longer than any of this takes; it is there so that a hang says where.
 const CASE_MAX: Duration = Duration::from_secs(60);
@@ -43,10 +45,19 @@ impl Case {
         let kernels = Kernels::for_class(NumericClass::Portable).unwrap();
         let mut oracle = Oracle::new(&repository().join("demo-model"), kernels);
         let mut random = Random::new(5);
-        let requests: Vec<_> = (0..REQUESTS).map(|_| oracle.request(&mut random, 2, 60)).collect();
-        let needs: Vec<_> =
-            requests.iter().map(|request| oracle.tokens_before(request.clone(), LAYER as usize).1).collect();
-        let expert = (0..16).find(|expert| needs.iter().all(|needs| needs.contains_key(expert))).unwrap();
+        let asked: Vec<_> = (0..ASKED).map(|_| oracle.request(&mut random, 2, 60)).collect();
+        let asked: Vec<_> = asked
+            .into_iter()
+            .map(|request| (oracle.tokens_before(request.clone(), LAYER as usize).1, request))
+            .collect();
+        let need = |expert: &u32| asked.iter().filter(|(needs, _)| needs.contains_key(expert)).count();
+        let expert = (0..16).max_by_key(need).unwrap();
+        let requests = asked.into_iter().filter_map(|(needs, request)| Some((*needs.get(&expert)?, request)));
+        let mut requests: Vec<(usize, Request)> = requests.collect();
+        // Those that need it soonest are taken first.
+        requests.sort_by_key(|(tokens, _)| Reverse(*tokens));
+        let requests: Vec<Request> = requests.into_iter().map(|(_, request)| request).collect();
+        assert!(requests.len() >= REQUESTS, "{} need it", requests.len());
         let gate = Gate::new(LAYER, expert);
         let (manner, held) = (Manner::Held(Arc::clone(&gate)), (LAYER, expert));
         let place = |layer, expert, _| vec![if (layer, expert) == held { ALONE } else { expert % ALONE }];
