@@ -30,7 +30,6 @@ use super::store::TermStore;
 use crate::data::actor::{DataActor, DataLink, Observation, Opened};
 use crate::data::ids::LinkId;
 use crate::data::start::room;
-use crate::placement::NodeId;
 use crate::weights::Weights;
 
 /// How often statistics and loads are looked at.
@@ -143,7 +142,8 @@ impl ControlActor {
                 tell_data(&self.parts.data, Opened(Box::new(opened)), context);
                 let member = self.parts.membership.member(node);
                 let devices = member.map(|member| member.offer.devices.clone()).unwrap_or_default();
-                self.events.handle_joined(node, &self.name_of(node), devices.len(), Instant::now());
+                let name = self.parts.membership.name(node);
+                self.events.handle_joined(node, &name, devices.len(), Instant::now());
                 self.parts.publisher.handle_joined(node, devices, &held);
             }
             membership::Action::Refuse { link, why } => {
@@ -159,7 +159,7 @@ impl ControlActor {
             }
             membership::Action::CloseOlder { link, node } => {
                 tracing::warn!(%link, %node, "a newer session of the node has come");
-                let (name, why) = (self.name_of(node), "a newer session of it has come");
+                let (name, why) = (self.parts.membership.name(node), "a newer session of it has come");
                 self.events.handle_gone(node, &name, false, why, Instant::now());
                 self.parts.publisher.handle_link_ended(node);
                 if let Some(session) = self.sessions.remove(&link) {
@@ -183,12 +183,6 @@ impl ControlActor {
             }
             membership::Action::Changed => self.lay_out(),
         }
-    }
-
-    /// A node's name, also after it has gone.
-    pub(super) fn name_of(&self, node: NodeId) -> String {
-        let member = self.parts.membership.member(node);
-        member.map_or_else(|| node.to_string(), |member| member.offer.name.clone())
     }
 
     /// Nodes that want to go, and hold nothing that anybody needs, may.

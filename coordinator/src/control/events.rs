@@ -11,6 +11,10 @@ use crate::placement::{NodeId, Placement};
 
 /// Events that are kept. Each is a line of text.
 const EVENTS_MAX: usize = 256;
+/// Of these, so many of one kind: whoever knocks at a door all night, or comes and goes, does not drive out what others did.
+const OF_KIND_MAX: usize = 64;
+/// Characters of a text. What peers say of themselves is part of it.
+const TEXT_MAX: usize = 400;
 /// Nodes that one event names; the rest is counted.
 const NAMED_MAX: usize = 4;
 
@@ -119,11 +123,16 @@ impl Events {
     /// Something happened, to a node of this name if to any.
     pub fn handle(&mut self, kind: Kind, node: Option<&str>, text: impl Into<String>, at: Instant) {
         self.count += 1;
-        if self.kept.len() == EVENTS_MAX {
-            self.kept.pop_front();
+        let mut of_kind = (0..self.kept.len()).filter(|place| self.kept[*place].kind == kind);
+        let oldest = of_kind.next().filter(|_| of_kind.count() + 1 >= OF_KIND_MAX);
+        if let Some(place) = oldest.or((self.kept.len() >= EVENTS_MAX).then_some(0)) {
+            self.kept.remove(place);
         }
-        let node = node.map(str::to_owned);
-        self.kept.push_back(Event { number: self.count, at, kind, node, text: text.into() });
+        let (node, mut text) = (node.map(str::to_owned), text.into());
+        if let Some((end, _)) = text.char_indices().nth(TEXT_MAX) {
+            text.replace_range(end.., "…");
+        }
+        self.kept.push_back(Event { number: self.count, at, kind, node, text });
     }
 
     /// A node's link has ended. Whoever takes over from it is told of when that is published.

@@ -159,7 +159,7 @@ impl ControlActor {
             self.parts.publisher.published().actors().find(|(at, seat)| *at == actor && seat.node == node);
         if let Some((_, seat)) = seat {
             tracing::error!(%node, device = seat.device, "device lost");
-            let name = self.name_of(node);
+            let name = self.parts.membership.name(node);
             let text = format!("device {} of {name} is lost: its actor does not stand", seat.device);
             self.events.handle(Kind::DeviceLost, Some(&name), text, now);
             self.parts.membership.handle_device_lost(node, seat.device);

@@ -14,7 +14,6 @@ use super::placer::Facts;
 use super::publisher::{self, Standing};
 use super::rebalance::{self, Reckoning};
 use crate::data::actor::{DataActor, Published};
-use crate::placement::NodeId;
 
 impl ControlActor {
     /// Wants the placement that suits the cluster as it is.
@@ -107,16 +106,12 @@ impl ControlActor {
                 self.has_served |= placement.layers.values().flatten().all(|replicas| !replicas.is_empty());
                 tracing::info!(term = epoch.term, epoch = epoch.number, "placement published");
                 let membership = &self.parts.membership;
-                let name = |node: NodeId| {
-                    let member = membership.member(node);
-                    member.map_or_else(|| node.to_string(), |member| member.offer.name.clone())
-                };
-                self.events.handle_published(&placement, name, Instant::now());
+                self.events.handle_published(&placement, |node| membership.name(node), Instant::now());
                 tell_data(&self.parts.data, Published(placement), context);
             }
             publisher::Action::Failed { node, actor, why } => {
                 tracing::error!(%node, ?actor, %why, "an expert was not loaded");
-                let (name, ActorId { layer, expert, .. }) = (self.name_of(node), actor);
+                let (name, ActorId { layer, expert, .. }) = (self.parts.membership.name(node), actor);
                 let text = format!("{name} could not load expert {expert} of layer {layer}: {why}");
                 self.events.handle(Kind::NotLoaded, Some(&name), text, Instant::now());
                 self.lay_out();
