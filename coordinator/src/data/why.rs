@@ -274,9 +274,8 @@ impl fmt::Display for AtExpert {
         match held {
             exchange::Held::Out { since, silent, is_overdue, .. } => {
                 write!(f, " on node {node} since {} (", Shown(since))?;
-                match is_overdue {
-                    true => write!(f, "overdue, and nobody else can take it; ")?,
-                    false => {}
+                if is_overdue {
+                    write!(f, "overdue, and nobody else can take it; ")?;
                 }
                 write!(f, "link silent for {})", Shown(silent))
             }
