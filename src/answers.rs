@@ -36,6 +36,7 @@ pub(crate) fn questions(count: u32, prompt: u32, tokens: u32, vocab: usize) -> V
         tokens_max: tokens as usize,
         end_ids: Vec::new(),
         logprobs: Some(2),
+        experts: false,
     };
     (0..count).map(question).collect()
 }

@@ -19,6 +19,7 @@ mod remote;
 mod serve;
 mod session;
 mod status;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,6 +50,8 @@ enum Command {
     Chat(chat::Chat),
     /// What a cluster is doing: nodes, devices, experts, loads.
     Status(status::Status),
+    /// What live requests of a cluster wait for, and why.
+    Why(why::Why),
     /// Which device of a cluster holds what.
     Placement(placement::Placement),
     /// One pass over given tokens: logits, routing and hidden states into a file, for comparing
@@ -100,6 +103,7 @@ fn main() -> ExitCode {
         Some(Command::Demo(command)) => command.run(),
         Some(Command::Chat(command)) => command.run(),
         Some(Command::Status(command)) => command.run(),
+        Some(Command::Why(command)) => command.run(),
         Some(Command::Placement(command)) => command.run(),
         Some(Command::Forward(command)) => command.run(),
         Some(Command::Inspect(command)) => command.run(),

@@ -128,6 +128,15 @@ impl Remote {
         }
     }
 
+    /// What a live request waits for, or each of them.
+    pub(crate) fn why(&self, request: Option<u64>) -> Result<Value, Failure> {
+        let path = request.map_or_else(|| "/why".to_owned(), |request| format!("/why/{request}"));
+        match self.get(&path)? {
+            (StatusCode::OK, why) => Ok(why),
+            (status, why) => Err(self.refusal(status, &why)),
+        }
+    }
+
     /// Waits until requests are taken, and says on standard error what is waited for.
     pub(crate) fn wait_until_served(&self, within: Duration) -> Result<Served, Failure> {
         let start = Instant::now();

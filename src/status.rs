@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 use std::io::{IsTerminal, stdout};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use serde_json::Value;
@@ -16,8 +16,12 @@ use crate::remote::{ClusterUrl, Remote, URL, cluster_url};
 
 /// Nodes that are listed; the rest is summed up.
 const NODES_MAX: usize = 16;
+/// What a node is that needs no look.
+const SOUND: &str = "joined";
 /// Busiest experts that are listed.
 const LOADS_MAX: usize = 8;
+/// Last events that are listed.
+const EVENTS_MAX: usize = 8;
 /// Columns of a terminal.
 const WIDTH: usize = 80;
 /// How often `--watch` looks.
@@ -165,6 +169,7 @@ fn text(state: &Value, earlier: Option<(&Value, Duration)>, url: &str) -> String
     }
     page += &nodes(state);
     page += &loads(state, earlier.map(|(earlier, elapsed)| (&earlier["loads"], elapsed)));
+    page += &events(state, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     page
 }
 
@@ -203,7 +208,7 @@ fn nodes(state: &Value) -> String {
         return "\nno node has joined\n".into();
     }
     // Those that need a look come first; the order is otherwise theirs.
-    nodes.sort_by_key(|node| word(&node["state"]) == "serving");
+    nodes.sort_by_key(|node| word(&node["state"]) == SOUND);
     let mut rows = vec![row(&["NODE", "STATE", "DEVICES", "ACTORS", "MEMORY USED", "TRAFFIC", "ADDRESS"])];
     for node in nodes.iter().take(NODES_MAX) {
         let devices = list(&node["devices"]);
@@ -224,11 +229,34 @@ fn nodes(state: &Value) -> String {
     }
     let mut page = format!("\n{}", table(&rows, "llrrrrl"));
     if let Some(more) = nodes.len().checked_sub(NODES_MAX).filter(|more| *more > 0) {
-        let sound = nodes[NODES_MAX..].iter().all(|node| word(&node["state"]) == "serving");
-        let sound = if sound { ", all serving" } else { "" };
+        let sound = nodes[NODES_MAX..].iter().all(|node| word(&node["state"]) == SOUND);
+        let sound = if sound { ", all joined" } else { "" };
         let _ = writeln!(page, "and {more} nodes more{sound}; --json has them all");
     }
     page
+}
+
+/// What happened last, and how long ago.
+fn events(state: &Value, now: Duration) -> String {
+    let events = list(&state["events"]);
+    let rows: Vec<Vec<String>> = events
+        .iter()
+        .take(EVENTS_MAX)
+        .map(|event| {
+            let ago = (now.as_secs_f64() - event["at"].as_f64().unwrap_or(0.0)).max(0.0);
+            let ago = match ago {
+                _ if ago < 120.0 => format!("{ago:.0} s ago"),
+                _ if ago < 7200.0 => format!("{:.0} min ago", ago / 60.0),
+                _ => format!("{:.0} h ago", ago / 3600.0),
+            };
+            vec![ago, word(&event["text"])]
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    // Events say who and why, so they are not cut; a terminal goes on in the next line.
+    format!("\n{}", table(&[vec![row(&["", "LAST EVENTS"])], rows].concat(), "rl"))
 }
 
 /// The busiest experts.
@@ -367,7 +395,7 @@ pub(crate) mod tests {
         json!({
             "model": "demo-model", "numeric_class": "portable", "epoch": {"term": 3, "number": 17},
             "state": "waiting", "missing": ["1 of 64 experts has no holder"],
-            "nodes": [node("a", 0, "serving"), node("b\u{1b}[2J", 1, "draining")],
+            "nodes": [node("a", 0, "joined"), node("b\u{1b}[2J", 1, "leaving")],
             "experts": {"total": 64, "held": 63, "replicas": 80, "spares": 2},
             "loads": [load(4, 0, 0, 0), load(5, 0, 1, 7), load(6, 1, 0, 0)],
             "data": {"running": 3, "waiting": 1, "tokens": 1200, "batches": 100, "rows": 340,
@@ -386,9 +414,9 @@ experts    63 of 64 held, 80 replicas; 2 spare devices
 requests   3 running, 1 waiting; 1200 tokens so far
 trunk      3.4 rows a batch, partial; 12.0 MB out to experts, 11.0 MB back
 
-NODE  STATE     DEVICES  ACTORS       MEMORY USED  TRAFFIC  ADDRESS
-b[2J  draining        2      64  2.1 GB of 8.6 GB  17.7 MB  127.0.0.1:40001
-a     serving         2      64  2.1 GB of 8.6 GB  17.7 MB  127.0.0.1:40001
+NODE  STATE    DEVICES  ACTORS       MEMORY USED  TRAFFIC  ADDRESS
+b[2J  leaving        2      64  2.1 GB of 8.6 GB  17.7 MB  127.0.0.1:40001
+a     joined         2      64  2.1 GB of 8.6 GB  17.7 MB  127.0.0.1:40001
 
 BUSIEST EXPERT              NODE  DEVICE  ROWS  QUEUED     BUSY  PER ROW
 layer 1 expert 5            b[2J       1   105       7  5000 us    42 us
@@ -446,6 +474,27 @@ rebalance  7 changes so far; it must save 2 times what it costs
         assert_eq!(moves(&json!({"rebalance": null})), "");
     }
 
+    /// Who joined, died and took over stands with how long ago it was, newest first.
+    #[test]
+    fn the_last_events_are_shown() {
+        let event = |at: f64, text: &str| json!({"at": at, "text": text});
+        let state = json!({"events": [
+            event(1e6 - 3.2, "n1 took over 4 experts of n2"),
+            event(1e6 - 600.0, "n2 is lost:\u{1b}[2J cut"),
+            event(1e6 - 9000.0, "n2 joined with 2 devices"),
+        ]});
+        let expected = "
+           LAST EVENTS
+  3 s ago  n1 took over 4 experts of n2
+10 min ago  n2 is lost:[2J cut
+  2 h ago  n2 joined with 2 devices
+";
+        let found = events(&state, Duration::from_secs(1_000_000));
+        let unspaced = |text: &str| text.lines().map(str::trim_start).collect::<Vec<_>>().join("\n");
+        assert_eq!(unspaced(&found), unspaced(expected));
+        assert_eq!(events(&json!({}), Duration::ZERO), "");
+    }
+
     /// A cluster of many nodes does not scroll away what matters, and an empty one says so.
     #[test]
     fn many_nodes_are_summed_up_and_none_is_said() {
@@ -454,8 +503,8 @@ rebalance  7 changes so far; it must save 2 times what it costs
         nodes.push(many["nodes"][1].clone());
         many["nodes"] = json!(nodes);
         let page = text(&many, None, "x");
-        assert!(page.lines().count() < 40 && page.contains("and 472 nodes more, all serving"), "{page}");
-        assert!(page.find("draining") < page.find("serving  "), "{page}");
+        assert!(page.lines().count() < 40 && page.contains("and 472 nodes more, all joined"), "{page}");
+        assert!(page.find("leaving") < page.find("joined  "), "{page}");
         let page = text(&json!({"state": "loading", "model": "m"}), None, "x");
         assert!(page.contains("no node has joined") && page.contains("0 of 0 held"), "{page}");
     }

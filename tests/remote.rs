@@ -159,7 +159,7 @@ fn ok(body: &str) -> String {
 fn servers_that_are_not_ours_are_named() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let closed = format!("http://{closed}");
-    for one in ["status", "placement"] {
+    for one in ["status", "placement", "why"] {
         refuse(&["nothing listens at", "phalanx serve"], &[one, "--cluster", &closed]);
     }
     let prompt = |url: &str, says: &[&str]| refuse(says, &["generate", "--cluster", url, "--prompt", "x"]);
@@ -228,6 +228,22 @@ fn status_and_placement_show_the_cluster() {
     let json: Value = serde_json::from_str(&stdout(&["placement", "--cluster", &url, "--json"])).unwrap();
     assert_eq!(json["actors"][0]["node_name"], "a");
     thread.join().unwrap();
+}
+
+/// What requests wait for is shown as the cluster says it, one alone too, and one that has ended is refused.
+#[test]
+fn why_shows_what_requests_wait_for() {
+    let server = Server::start();
+    let url = server.url();
+    for request in [&[][..], &["7"]] {
+        let arguments = [&["why", "--cluster", &url][..], request].concat();
+        assert_eq!(stdout(&arguments), "request 7: the test holds it\n");
+        let json: Value = serde_json::from_str(&stdout(&[&arguments[..], &["--json"]].concat())).unwrap();
+        assert_eq!(json["requests"][0]["request"], 7);
+    }
+    refuse(&["request 8 is not live"], &["why", "8", "--cluster", &url]);
+    refuse(&["there is nothing at"], &["why", "--cluster", &format!("{url}/v1")]);
+    assert_eq!(phalanx(&["why", "x"]).status.code(), Some(2), "a request has a number");
 }
 
 /// `phalanx chat` with its three pipes.

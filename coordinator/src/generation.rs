@@ -41,15 +41,19 @@ pub struct Request {
     /// Report what the model thought of each token, and so many likeliest alternatives. It costs a pass
     /// over the vocabulary per token.
     pub logprobs: Option<usize>,
+    /// Report the experts that computed each token.
+    pub experts: bool,
 }
 
 /// A token of the answer, and what the model thought of it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Token {
     /// Its id.
     pub id: u32,
     /// What the model thought of it, before penalties, temperature and cuts, if that was asked for.
     pub logprobs: Option<Logprobs>,
+    /// The experts of the row that it was chosen from, by layer and rank, if that was asked for.
+    pub experts: Vec<u32>,
 }
 
 /// What one step brought.
@@ -114,7 +118,7 @@ impl Generation {
             self.finish = Some(FinishReason::Length);
             text += &self.flush();
         }
-        Step { token: Some(Token { id, logprobs }), text }
+        Step { token: Some(Token { id, logprobs, experts: Vec::new() }), text }
     }
 
     /// What was asked for.
@@ -171,6 +175,7 @@ mod tests {
             tokens_max,
             end_ids: vec![257],
             logprobs: Some(1),
+            experts: false,
         };
         let stops = stops.iter().map(|s| s.to_string()).collect();
         Generation::new(request, Some(tokenizer.stream(true)), StopStream::new(stops).expect("few"))

@@ -30,9 +30,10 @@ use crate::control::stop;
 use crate::control::store::TermStore;
 use crate::control::view;
 use crate::data::actor::{Ask, Cancel, DataActor, Submit};
-use crate::data::flow::Forwarding;
+use crate::data::exchange::LinkSeen;
 use crate::data::request::{RequestId, Submission};
 use crate::data::start::{DataSettings, data_actor};
+use crate::data::why::{Waiting, Why};
 use crate::weights::Weights;
 
 /// What a coordinator is.
@@ -242,30 +243,40 @@ impl Backend for Coordinator {
             view["shards"] = json!(self.shards);
             for node in view["nodes"].as_array_mut().into_iter().flatten() {
                 let over = report.over_links.iter().find(|link| node["node"] == link.node.0);
-                node["link"] = over.map_or(Value::Null, |link| {
-                    json!({
-                        "frames": link.frames, "bytes_out": link.bytes_out, "bytes_back": link.bytes_back,
-                        "dispatches": link.dispatches,
-                    })
-                });
+                node["link"] = over.map_or(Value::Null, LinkSeen::json);
             }
-            view["data"] = json!({
-                "running": report.running,
-                "waiting": report.waiting,
-                "tokens": report.tokens,
-                "batches": report.batches,
-                "rows": report.rows,
-                "dispatched_frames": report.dispatched_frames,
-                "dispatched_bytes": report.dispatched_bytes,
-                "returned_frames": report.returned_frames,
-                "returned_bytes": report.returned_bytes,
-                "groups": report.groups,
-                "group_rows": report.group_rows,
-                "forwarding": report.forwarding.map(Forwarding::name),
-                "trying": report.trying,
-                "trials": report.trials,
-            });
+            view["data"] = report.json();
             view
+        })
+    }
+
+    fn pulse(&self) -> Soon<'_, Value> {
+        let (control, data) = (self.control.send(view::Pulse), self.data.send(Ask));
+        Box::pin(async move {
+            let mut pulse = control.await.unwrap_or_default();
+            let report = data.await.unwrap_or_default();
+            let link = |link: &LinkSeen| {
+                json!({ "node": link.node.0, "bytes": link.bytes_out + link.bytes_back, "returned": link.returned,
+                    "service_us": link.service_sum.as_micros() as u64 })
+            };
+            pulse["links"] = report.over_links.iter().map(link).collect();
+            pulse["data"] = report.json();
+            pulse
+        })
+    }
+
+    fn why(&self, request: Option<RequestId>) -> Soon<'_, Value> {
+        let asked = self.data.send(Why(request));
+        Box::pin(async move {
+            let mut waiting = asked.await.unwrap_or_default();
+            // The data plane knows that nobody holds an expert, the control plane who did.
+            if waiting.iter_mut().any(|waiting| waiting.cause.missing_mut().is_some()) {
+                let orphans = self.control.send(view::Orphans).await.unwrap_or_default();
+                for at in waiting.iter_mut().filter_map(|waiting| waiting.cause.missing_mut()) {
+                    at.lost = orphans.get(&(at.wait.layer, at.wait.expert)).cloned();
+                }
+            }
+            json!({ "requests": waiting.iter().map(Waiting::json).collect::<Vec<_>>() })
         })
     }
 }

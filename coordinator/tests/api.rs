@@ -170,7 +170,7 @@ fn refusals_have_status_and_shape() {
         ("GET /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 405),
         ("DELETE /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 405),
         ("GET /v1/nothing HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 404),
-        ("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 404),
+        ("GET /index.html HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 404),
         (&plain_text, 415),
         (&no_type, 415),
     ] {

@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Live {
     coordinator: Coordinator,
-    _nodes: Vec<NodeHandle>,
+    nodes: Vec<NodeHandle>,
     _runtime: Runtime,
 }
 
@@ -91,7 +91,7 @@ impl Live {
             start_node(&runtime, opened, numeric.clone(), number, coordinator)
         };
         let nodes = (0..nodes).map(node).collect();
-        Self { coordinator, _nodes: nodes, _runtime: runtime }
+        Self { coordinator, nodes, _runtime: runtime }
     }
 
     /// How the cluster is as soon as `is_so`.
@@ -181,5 +181,41 @@ fn rebalancing_changes_no_answer() {
             }
             assert!(Instant::now() < until, "nothing has moved: {:#} {:#}", view["rebalance"], view["moves"]);
         }
+    });
+}
+
+/// When the last holder goes, whoever waits hears who it was, people see what happened, and when another comes all goes on.
+#[test]
+fn an_expert_without_a_holder_is_named_with_who_left() {
+    let kernels = Kernels::for_class(NumericClass::Portable).unwrap();
+    let oracle = Oracle::new(&repository().join("demo-model"), kernels);
+    let request = oracle.request(&mut Random::new(4), 200, 200);
+    actix::System::new().block_on(async {
+        let live = Live::start(&oracle, kernels, 1, PlacerSettings::default()).await;
+        live.seen(|view| view["state"] == "serving").await;
+        let asked = live.coordinator.clone();
+        let (events, mut heard) = tokio::sync::mpsc::channel(Submission::events_max(request.tokens_max));
+        let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
+        let deadline = Instant::now() + PATIENCE;
+        asked.submit(Submission { generation, deadline, within_ms: 60_000, events }).await;
+        assert!(matches!(heard.recv().await, Some(Event::Step { .. })), "it has begun");
+        live.nodes[0].stop().await;
+        let until = Instant::now() + PATIENCE;
+        let said = loop {
+            let why = live.coordinator.why(None).await;
+            let said = why["requests"][0]["why"].as_str().unwrap_or_default().to_owned();
+            if said.contains("no holder: ") {
+                assert_eq!(why["requests"][0]["kind"], "expert");
+                break said;
+            }
+            assert!(Instant::now() < until, "{why:#}");
+            tokio::task::yield_now().await;
+        };
+        assert!(said.starts_with("row ") && said.contains(", which has no holder: node n0 left "), "{said}");
+        let view = live.coordinator.cluster().await;
+        let kinds: Vec<_> =
+            view["events"].as_array().unwrap().iter().map(|event| event["kind"].clone()).collect();
+        let expected = ["epoch", "waiting", "left", "serving", "epoch", "joined"];
+        assert_eq!(kinds.iter().filter(|kind| *kind != "leaving").collect::<Vec<_>>(), expected, "{view:#}");
     });
 }

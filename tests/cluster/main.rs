@@ -8,6 +8,7 @@ mod nodes;
 mod oracle;
 mod shards;
 mod unruly;
+mod why;
 
 use std::sync::Arc;
 

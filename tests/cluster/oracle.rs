@@ -81,21 +81,25 @@ impl Oracle {
         let mut generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
         let mut sequence = Sequence::default();
         let (mut tokens, mut logits) = (Vec::new(), Vec::new());
+        let wants_experts = generation.request().experts;
         while generation.finish_reason().is_none() {
+            let mut visited = Visited { inner: observe, experts: Vec::new() };
             let next = generation.next_tokens().to_vec();
             let mut runs = [Run { sequence: &mut sequence, tokens: &next }];
             let Self { trunk, pool, work, cache, experts, .. } = self;
-            step(trunk, pool, work, cache, &mut runs, experts, observe).unwrap();
+            step(trunk, pool, work, cache, &mut runs, experts, &mut visited).unwrap();
             let last = next.len() - 1;
             trunk.logits(pool, work, &[last], &mut logits);
-            tokens.extend(generation.handle_logits(&logits).unwrap().token);
+            let experts = if wants_experts { visited.experts } else { Vec::new() };
+            let token = generation.handle_logits(&logits).unwrap().token;
+            tokens.extend(token.map(|token| Token { experts, ..token }));
         }
         self.cache.release(sequence);
         (tokens, generation.finish_reason())
     }
 
-    /// A request of random tokens. Every other one samples; the probabilities of five alternatives come with
-    /// each token, so that equal answers mean equal logits.
+    /// A request of random tokens. Every other one samples, every third wants to know its experts; the probabilities of
+    /// five alternatives come with each token, so that equal answers mean equal logits.
     pub(crate) fn request(&self, random: &mut Random, prompt: usize, tokens_max: usize) -> Request {
         let vocab = self.opened.spec.vocab;
         let seed = random.below(1000) as u64;
@@ -106,6 +110,7 @@ impl Oracle {
             tokens_max,
             end_ids: Vec::new(),
             logprobs: Some(5),
+            experts: seed.is_multiple_of(3),
         }
     }
 }
@@ -125,6 +130,23 @@ impl Observe for Chosen {
             }
             self.steps += 1;
         }
+    }
+}
+
+/// The experts of the last row of a step, beside what somebody else observes.
+struct Visited<'a> {
+    inner: &'a mut dyn Observe,
+    experts: Vec<u32>,
+}
+
+impl Observe for Visited<'_> {
+    fn residual(&mut self, layer: usize, rows: &[f32]) {
+        self.inner.residual(layer, rows);
+    }
+
+    fn chosen(&mut self, layer: usize, choices: &Choices) {
+        self.experts.extend_from_slice(&choices.experts[choices.experts.len() - choices.top_k..]);
+        self.inner.chosen(layer, choices);
     }
 }
 

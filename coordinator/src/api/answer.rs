@@ -30,6 +30,8 @@ pub(super) struct Wanted {
     pub(super) logprobs: bool,
     pub(super) token_ids: bool,
     pub(super) usage: bool,
+    /// Layers whose experts are told of each token, and how many each has; none, where nobody wants to know.
+    pub(super) experts: Vec<(usize, usize)>,
 }
 
 /// In which of OpenAI's forms an answer is told.
@@ -149,6 +151,11 @@ struct Extension<'a> {
     /// For each token the likeliest ids and the logarithms of their probabilities: texts may be alike, ids are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     top_logprobs: Option<Vec<Vec<(u32, f64)>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expert_layers: Option<Vec<usize>>,
+    /// For each token and layer the experts by rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<Vec<Vec<Vec<u32>>>>,
 }
 
 #[derive(Serialize)]
@@ -208,7 +215,7 @@ impl Answer {
         let telling = &mut self.tellings[index];
         telling.text += text;
         self.tokens_count += usize::from(token.is_some());
-        if self.wanted.token_ids || self.wanted.logprobs {
+        if self.wanted.token_ids || self.wanted.logprobs || !self.wanted.experts.is_empty() {
             telling.tokens.extend(token);
         }
     }
@@ -269,11 +276,14 @@ impl Answer {
     ) {
         let is_first = !std::mem::replace(&mut self.is_begun, true);
         let ids = self.wanted.token_ids;
+        let experts = !self.wanted.experts.is_empty();
         let mut extension = Extension {
             seed: is_first.then_some(self.seed),
             prompt_token_ids: None,
             token_ids: None,
             top_logprobs: None,
+            expert_layers: None,
+            experts: None,
         };
         let mut choices = Vec::new();
         for index in indices {
@@ -283,6 +293,9 @@ impl Answer {
             let finish_reason = telling.finish.map(FinishReason::name);
             let logprobs = self.wanted.logprobs.then(|| self.logprobs(index, &tokens));
             choices.push(Choice { index, said, logprobs, finish_reason });
+            if experts {
+                extension.experts = Some(tokens.iter().map(|token| self.experts_of(token)).collect());
+            }
             if ids {
                 let top = |token: &Token| Some(token.logprobs.as_ref()?.top.clone());
                 extension.token_ids = Some(tokens.iter().map(|token| token.id).collect());
@@ -291,13 +304,26 @@ impl Answer {
             }
         }
         extension.prompt_token_ids = (is_first && ids).then_some(&self.prompt);
-        let phalanx = (is_first || ids).then_some(extension);
+        let layers = || self.wanted.experts.iter().map(|(layer, _)| *layer).collect();
+        extension.expert_layers = (is_first && experts).then(layers);
+        let phalanx = (is_first || ids || experts).then_some(extension);
         write_json(&Object { head: &self.head, choices: &choices, usage, phalanx }, out);
     }
 
     fn usage(&self) -> Usage {
         let (prompt_tokens, completion_tokens) = (self.prompt.len(), self.tokens_count);
         Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+    }
+
+    /// The experts of a token, layer by layer.
+    fn experts_of(&self, token: &Token) -> Vec<Vec<u32>> {
+        let mut left = token.experts.as_slice();
+        let layers = self.wanted.experts.iter().map(|(_, top_k)| {
+            let (experts, rest) = left.split_at((*top_k).min(left.len()));
+            left = rest;
+            experts.to_vec()
+        });
+        layers.collect()
     }
 
     fn logprobs(&mut self, index: usize, tokens: &[Token]) -> LogprobsObject {
@@ -400,7 +426,7 @@ mod tests {
     /// What OpenAI's clients read, to the letter.
     #[test]
     fn an_answer_whole_and_in_chunks() {
-        let token = |id| Some(Token { id, logprobs: None });
+        let token = |id| Some(Token { id, ..Token::default() });
         let mut whole = answer(Form::Text, 1, Wanted::default());
         whole.push(0, token(5), "a");
         whole.push(0, token(6), "");
@@ -430,9 +456,13 @@ mod tests {
 
     #[test]
     fn ids_logprobs_and_usage_come_where_they_are_wanted() {
-        let mut stream = answer(Form::Text, 1, Wanted { logprobs: true, token_ids: true, usage: true });
+        let mut stream = answer(
+            Form::Text,
+            1,
+            Wanted { logprobs: true, token_ids: true, usage: true, ..Wanted::default() },
+        );
         let logprobs = Logprobs { chosen: -2.5, top: vec![(9, -0.5)] };
-        stream.push(0, Some(Token { id: 5, logprobs: Some(logprobs) }), "");
+        stream.push(0, Some(Token { id: 5, logprobs: Some(logprobs), ..Token::default() }), "");
         assert!(stream.has_news(0));
         let text = chunk(&mut stream, 0, Some(FinishReason::Length));
         let lines: Vec<&str> = text.split("\n\n").map(|line| line.trim_start_matches("data: ")).collect();
@@ -457,7 +487,7 @@ mod tests {
     /// A chat's shape, and several choices that are told as they come: the end of all is the end of the stream.
     #[test]
     fn chats_have_messages_and_choices_have_numbers() {
-        let token = |id| Some(Token { id, logprobs: None });
+        let token = |id| Some(Token { id, ..Token::default() });
         let mut whole = answer(Form::Chat, 2, Wanted::default());
         whole.push(1, token(5), "b");
         whole.push(0, token(6), "a");
@@ -493,7 +523,7 @@ mod tests {
 
         let mut likely = answer(Form::Chat, 1, Wanted { logprobs: true, ..Wanted::default() });
         let logprobs = Some(Logprobs { chosen: -2.5, top: vec![(9, -0.5)] });
-        likely.push(0, Some(Token { id: 5, logprobs }), "");
+        likely.push(0, Some(Token { id: 5, logprobs, ..Token::default() }), "");
         let spelled = |id: u32, logprob: f64| {
             let token = format!("token_id:{id}");
             serde_json::json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()})

@@ -28,7 +28,7 @@ const DEADLINE_MS: u64 = 600_000;
 /// The longest deadline: a day.
 const DEADLINE_MS_MAX: u64 = 86_400_000;
 
-const KNOWN_TEXT: &[&str] = &[
+pub(super) const KNOWN_TEXT: &[&str] = &[
     "model",
     "prompt",
     "max_tokens",
@@ -53,7 +53,7 @@ const KNOWN_TEXT: &[&str] = &[
     "phalanx",
 ];
 
-const KNOWN_CHAT: &[&str] = &[
+pub(super) const KNOWN_CHAT: &[&str] = &[
     "model",
     "messages",
     "max_completion_tokens",
@@ -81,6 +81,9 @@ const KNOWN_CHAT: &[&str] = &[
     "phalanx",
 ];
 
+pub(super) const KNOWN_PHALANX: &[&str] =
+    &["deadline_ms", "on_missing", "return_token_ids", "return_experts"];
+
 /// What is asked for. All of it is valid but for what only the model knows: ids, lengths, its name.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Asked {
@@ -97,6 +100,7 @@ pub(super) struct Asked {
     pub(super) include_usage: bool,
     pub(super) deadline: Duration,
     pub(super) return_token_ids: bool,
+    pub(super) return_experts: bool,
 }
 
 impl Asked {
@@ -121,12 +125,12 @@ impl Asked {
         };
         let stop = stop(&fields)?;
         let (stream, include_usage) = stream(&fields)?;
-        let (deadline, return_token_ids) = extensions(&fields)?;
-        if return_token_ids && choices > 1 {
-            let message = format!(
-                "`phalanx.return_token_ids` is for one answer, and `n` is {choices}; leave one of them out"
-            );
-            return Err(Refusal::unsupported("phalanx.return_token_ids", message));
+        let Extensions { deadline, return_token_ids, return_experts } = extensions(&fields)?;
+        let of_one =
+            [("phalanx.return_token_ids", return_token_ids), ("phalanx.return_experts", return_experts)];
+        if let Some((name, _)) = of_one.iter().find(|(_, wanted)| *wanted && choices > 1) {
+            let message = format!("`{name}` is for one answer, and `n` is {choices}; leave one of them out");
+            return Err(Refusal::unsupported(name, message));
         }
         Ok(Self {
             model: fields.take("model", "a string")?,
@@ -141,6 +145,7 @@ impl Asked {
             include_usage,
             deadline,
             return_token_ids,
+            return_experts,
         })
     }
 }
@@ -320,10 +325,18 @@ fn stream(fields: &Fields<'_>) -> Result<(bool, bool), Refusal> {
     Ok((stream, flag(&options, "include_usage")?))
 }
 
-fn extensions(fields: &Fields<'_>) -> Result<(Duration, bool), Refusal> {
-    let none = (Duration::from_millis(DEADLINE_MS), false);
+/// Our own parameters.
+struct Extensions {
+    deadline: Duration,
+    return_token_ids: bool,
+    return_experts: bool,
+}
+
+fn extensions(fields: &Fields<'_>) -> Result<Extensions, Refusal> {
+    let deadline = Duration::from_millis(DEADLINE_MS);
+    let none = Extensions { deadline, return_token_ids: false, return_experts: false };
     let Some(raw) = fields.raw("phalanx") else { return Ok(none) };
-    let fields = Fields::read(raw, "phalanx.", &["deadline_ms", "on_missing", "return_token_ids"])?;
+    let fields = Fields::read(raw, "phalanx.", KNOWN_PHALANX)?;
     let deadline = whole(&fields, "deadline_ms", 1, DEADLINE_MS_MAX)?.unwrap_or(DEADLINE_MS);
     let on_missing: Option<String> = fields.take("on_missing", "\"exact\"")?;
     match on_missing.as_deref() {
@@ -337,7 +350,11 @@ fn extensions(fields: &Fields<'_>) -> Result<(Duration, bool), Refusal> {
             return Err(Refusal::unsupported("phalanx.on_missing", message));
         }
     }
-    Ok((Duration::from_millis(deadline), flag(&fields, "return_token_ids")?))
+    Ok(Extensions {
+        deadline: Duration::from_millis(deadline),
+        return_token_ids: flag(&fields, "return_token_ids")?,
+        return_experts: flag(&fields, "return_experts")?,
+    })
 }
 
 fn sampling(fields: &Fields<'_>, seed: u64) -> Result<Sampling, Refusal> {
@@ -406,6 +423,7 @@ mod tests {
             include_usage: false,
             deadline: Duration::from_secs(600),
             return_token_ids: false,
+            return_experts: false,
         };
         assert_eq!(asked.unwrap(), expected);
     }
@@ -417,7 +435,8 @@ mod tests {
                 "min_p": 0.1, "seed": -1, "stop": ["a", "b"], "presence_penalty": 1, "frequency_penalty": -1,
                 "repetition_penalty": 1.1, "logit_bias": {"7": -100, "3": 2.5}, "logprobs": 2, "ignore_eos": true,
                 "stream": true, "stream_options": {"include_usage": true},
-                "phalanx": {"deadline_ms": 250, "on_missing": "exact", "return_token_ids": true}}"#,
+                "phalanx": {"deadline_ms": 250, "on_missing": "exact", "return_token_ids": true,
+                "return_experts": true}}"#,
         );
         let sampling = SamplingFields {
             temperature: 0.5,
@@ -443,6 +462,7 @@ mod tests {
             include_usage: true,
             deadline: Duration::from_millis(250),
             return_token_ids: true,
+            return_experts: true,
         };
         assert_eq!(asked.unwrap(), expected);
     }
@@ -507,6 +527,7 @@ mod tests {
             ("phalanx.deadline_ms", "1e9"),
             ("phalanx.on_missing", "\"drop\""),
             ("phalanx.return_token_ids", "0"),
+            ("phalanx.return_experts", "[]"),
             ("phalanx.colour", "0"),
             ("tools", "[]"),
             ("user", "\"me\""),
@@ -554,6 +575,7 @@ mod tests {
             ("echo", "\"echo\": false"),
             ("functions", "\"functions\": []"),
             ("phalanx.return_token_ids", "\"n\": 2, \"phalanx\": {\"return_token_ids\": true}"),
+            ("phalanx.return_experts", "\"n\": 2, \"phalanx\": {\"return_experts\": true}"),
         ] {
             let refusal = chat(&format!(", {more}")).expect_err(more);
             assert_eq!((refusal.param.as_deref(), refusal.status.as_u16()), (Some(param), 400), "{more}");

@@ -30,6 +30,12 @@ pub trait Backend: Send + Sync + 'static {
 
     /// All that is known of the cluster, as `docs/api.md` describes it.
     fn cluster(&self) -> Soon<'_, Value>;
+
+    /// What changes of it from second to second, likewise.
+    fn pulse(&self) -> Soon<'_, Value>;
+
+    /// What a live request waits for, or each of them, likewise.
+    fn why(&self, request: Option<RequestId>) -> Soon<'_, Value>;
 }
 
 /// How far the cluster is.

@@ -10,9 +10,9 @@ use super::fields::Fields;
 use super::refusal::{Refusal, quote};
 use crate::texts::Texts;
 
-const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
+pub(super) const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
 /// What a message may have. The last three are one thing, under the names that clients send it by.
-const MESSAGE: [&str; 8] =
+pub(super) const MESSAGE: [&str; 8] =
     ["role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking"];
 /// Between the parts of a content, as vLLM has it.
 const BETWEEN_PARTS: &str = "\n";

@@ -4,13 +4,13 @@
 //! the state of the cluster at each look, so that there is one count of each thing. Counters only grow, and each choice of
 //! a request counts as one.
 
-use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::exposition::Exposition;
 use crate::data::request::{Event, Failure};
 use crate::generation::FinishReason;
 
@@ -71,16 +71,15 @@ impl Histogram {
         self.sum_us.fetch_add(time.as_micros() as u64, Relaxed);
     }
 
-    fn write(&self, name: &str, help: &str, out: &mut String) {
-        head(name, "histogram", help, out);
-        let mut count = 0;
-        let bounds = BOUNDS_MS.map(|bound| (bound as f64 / 1e3).to_string());
-        for (counted, bound) in self.counts.iter().zip(bounds.iter().map(String::as_str).chain(["+Inf"])) {
-            count += counted.load(Relaxed);
-            line(out, format_args!("{name}_bucket{{le=\"{bound}\"}} {count}"));
-        }
-        line(out, format_args!("{name}_sum {}", self.sum_us.load(Relaxed) as f64 / 1e6));
-        line(out, format_args!("{name}_count {count}"));
+    fn json(&self) -> Value {
+        let counts = self.counts.iter().map(|count| count.load(Relaxed)).collect::<Vec<_>>();
+        json!({ "counts": counts, "sum_s": self.sum_us.load(Relaxed) as f64 / 1e6 })
+    }
+
+    fn write(&self, name: &str, help: &str, text: &mut Exposition) {
+        let counts = self.counts.iter().map(|count| count.load(Relaxed));
+        let sum = self.sum_us.load(Relaxed) as f64 / 1e6;
+        text.histogram(name, help, BOUNDS_MS.iter().map(|bound| *bound as f64 / 1e3), counts, sum);
     }
 }
 
@@ -90,51 +89,26 @@ impl Metrics {
         self.outcomes[outcome as usize].fetch_add(1, Relaxed);
     }
 
+    /// How long tokens took, for whoever looks at two of them and sees what lies between.
+    pub(super) fn latency(&self) -> Value {
+        let bounds = BOUNDS_MS.map(|bound| bound as f64 / 1e3);
+        json!({ "bounds_s": bounds, "first": self.first.json(), "next": self.next.json() })
+    }
+
     /// All of it, with what the cluster says of itself.
     pub(super) fn text(&self, cluster: &Value) -> String {
-        let mut out = String::new();
+        let mut text = Exposition::default();
         let name = "phalanx_requests_total";
-        head(name, "counter", "Requests by how they ended; each choice is one.", &mut out);
+        text.family(name, "counter", "Requests by how they ended; each choice is one.");
         for (outcome, count) in Outcome::NAMES.iter().zip(&self.outcomes) {
-            line(&mut out, format_args!("{name}{{outcome=\"{outcome}\"}} {}", count.load(Relaxed)));
+            text.sample(name, &[("outcome", outcome)], count.load(Relaxed));
         }
         let first = "From the arrival of a request to its first token.";
-        self.first.write("phalanx_token_first_seconds", first, &mut out);
-        self.next.write("phalanx_token_next_seconds", "From a token to the next of its answer.", &mut out);
-        for (name, kind, place, help) in OF_CLUSTER {
-            // A number that the cluster does not know is left out.
-            let Some(value) = cluster.pointer(place).filter(|value| value.is_number()) else { continue };
-            head(name, kind, help, &mut out);
-            line(&mut out, format_args!("{name} {value}"));
-        }
-        out
+        self.first.write("phalanx_token_first_seconds", first, &mut text);
+        self.next.write("phalanx_token_next_seconds", "From a token to the next of its answer.", &mut text);
+        text.cluster(cluster);
+        text.into_text()
     }
-}
-
-/// Name, kind, where it stands in `/cluster`, and what it is.
-const OF_CLUSTER: [(&str, &str, &str, &str); 13] = [
-    ("phalanx_requests_running", "gauge", "/data/running", "Requests that are being computed."),
-    ("phalanx_requests_waiting", "gauge", "/data/waiting", "Requests that wait for room."),
-    ("phalanx_tokens_total", "counter", "/data/tokens", "Tokens of answers."),
-    ("phalanx_batches_total", "counter", "/data/batches", "Batches of the trunk."),
-    ("phalanx_rows_total", "counter", "/data/rows", "Rows in these batches."),
-    ("phalanx_groups_total", "counter", "/data/groups", "Groups that were dispatched to experts."),
-    ("phalanx_groups_rows_total", "counter", "/data/group_rows", "Rows in these groups."),
-    ("phalanx_frames_dispatched_total", "counter", "/data/dispatched_frames", "Frames to nodes."),
-    ("phalanx_bytes_dispatched_total", "counter", "/data/dispatched_bytes", "Bytes of frames to nodes."),
-    ("phalanx_frames_returned_total", "counter", "/data/returned_frames", "Frames from nodes."),
-    ("phalanx_bytes_returned_total", "counter", "/data/returned_bytes", "Bytes of frames from nodes."),
-    ("phalanx_experts", "gauge", "/experts/total", "Experts of the model."),
-    ("phalanx_experts_held", "gauge", "/experts/held", "Experts that have a holder."),
-];
-
-fn head(name: &str, kind: &str, help: &str, out: &mut String) {
-    line(out, format_args!("# HELP {name} {help}"));
-    line(out, format_args!("# TYPE {name} {kind}"));
-}
-
-fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
-    writeln!(out, "{text}").expect("memory takes everything");
 }
 
 /// Follows one request; whoever drops it before its end has cancelled it.
@@ -181,9 +155,9 @@ impl Drop for Meter {
 
 #[cfg(test)]
 mod tests {
+    use super::super::exposition::tests::parsed;
     use super::*;
     use crate::generation::Token;
-    use serde_json::json;
 
     /// All that Prometheus reads of two requests, to the letter where they left a trace.
     #[test]
@@ -191,7 +165,7 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
-        let token = || Event::Step { token: Some(Token { id: 1, logprobs: None }), text: String::new() };
+        let token = || Event::Step { token: Some(Token { id: 1, ..Token::default() }), text: String::new() };
         let mut meter = Meter::new(Arc::clone(&metrics), start);
         for (event, ms) in [
             (token(), 10),
@@ -228,5 +202,6 @@ mod tests {
         has("phalanx_tokens_total 12");
         has("phalanx_requests_running 0");
         assert!(!text.contains("phalanx_rows_total"), "what is not known is not 0");
+        parsed(&text);
     }
 }

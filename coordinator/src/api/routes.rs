@@ -28,6 +28,7 @@ use super::prompt::Encoder;
 use super::refusal::{Refusal, json_response, quote};
 use super::stream::{Choices, EventStream, Events, Guard, collect, soon};
 use super::tokens::{Detokenize, Tokenize};
+use super::watch::{self, Pulse};
 use super::{Backend, Health, Limits, Served, State};
 use crate::data::request::Submission;
 use crate::generation::{Generation, Request as Answering};
@@ -40,11 +41,12 @@ const DRAINED_FACTOR: usize = 4;
 
 /// All that the handlers share.
 pub struct App {
-    backend: Arc<dyn Backend>,
+    pub(super) backend: Arc<dyn Backend>,
     served: Served,
     limits: Limits,
     encoder: Encoder,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) pulse: Pulse,
     /// Seconds since 1970 when it began, which clients expect of a model.
     created: u64,
     /// Makes the names of answers and the seeds of those who name none: keyed at random, and counted.
@@ -63,6 +65,7 @@ impl App {
             limits,
             encoder,
             metrics: Arc::default(),
+            pulse: Pulse::default(),
             created,
             random,
             count: AtomicU64::new(0),
@@ -81,7 +84,7 @@ impl App {
         Err(Refusal::new(StatusCode::NOT_FOUND, "model_not_found", message).of("model"))
     }
 
-    fn random(&self) -> u64 {
+    pub(super) fn random(&self) -> u64 {
         let mut hasher = self.random.build_hasher();
         hasher.write_u64(self.count.fetch_add(1, Ordering::Relaxed));
         hasher.finish()
@@ -105,6 +108,11 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/ready", get(ready))
         .route("/cluster", get(cluster))
         .route("/metrics", get(metrics))
+        .route("/cluster/pulse", get(watch::pulse))
+        .route("/why", get(watch::why))
+        .route("/why/{request}", get(watch::why_request))
+        .route("/openapi.json", get(watch::openapi))
+        .route("/", get(watch::page))
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)
         .with_state(app)
@@ -113,7 +121,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
 async fn no_path(uri: Uri) -> Refusal {
     let message = format!(
         "there is nothing at {}; there are /v1/chat/completions, /v1/completions, /v1/models, /tokenize, \
-         /detokenize, /health, /ready, /metrics and /cluster",
+         /detokenize, /health, /ready, /metrics, /cluster, /why and, for people, /; /openapi.json has them all",
         quote(uri.path())
     );
     Refusal::new(StatusCode::NOT_FOUND, "not_found", message)
@@ -367,6 +375,10 @@ async fn prepare(app: &App, form: Form, asked: Asked) -> Result<(Vec<Generation>
         logprobs: asked.logprobs.is_some(),
         token_ids: asked.return_token_ids,
         usage: asked.include_usage,
+        experts: match asked.return_experts {
+            true => spec.moe_layers().map(|(layer, moe)| (layer, moe.top_k)).collect(),
+            false => Vec::new(),
+        },
     };
     let head = Head {
         id: format!("{}-{:016x}", form.prefix(), app.random()),
@@ -386,6 +398,7 @@ async fn prepare(app: &App, form: Form, asked: Asked) -> Result<(Vec<Generation>
         sampling: asked.sampling,
         end_ids: if asked.ignore_eos { Vec::new() } else { texts.end_ids() },
         logprobs: asked.logprobs,
+        experts: asked.return_experts,
     };
     let generation = |index: usize| {
         let sampling = request.sampling.with_seed(request.sampling.fields().seed.wrapping_add(index as u64));

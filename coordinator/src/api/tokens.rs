@@ -12,8 +12,8 @@ use super::prompt::{Encoder, Prompt};
 use super::refusal::Refusal;
 use crate::texts::Texts;
 
-const TOKENIZE: &[&str] = &["model", "prompt", "add_special_tokens", "return_token_strs"];
-const DETOKENIZE: &[&str] = &["model", "tokens"];
+pub(super) const TOKENIZE: &[&str] = &["model", "prompt", "add_special_tokens", "return_token_strs"];
+pub(super) const DETOKENIZE: &[&str] = &["model", "tokens"];
 
 /// What is to be made ids.
 #[derive(Debug)]

@@ -18,6 +18,7 @@ use transport::wire::control::CloseReason;
 
 use super::admission::useful;
 use super::cluster::Demand;
+use super::events::{Events, Kind};
 use super::hear::{Session, take};
 use super::layout::tell_data;
 use super::loads::{Loads, LoadsSettings};
@@ -92,6 +93,7 @@ pub struct ControlActor {
     pub(super) sessions: BTreeMap<LinkId, Session>,
     pub(super) link_next: u32,
     pub(super) loads: Loads,
+    pub(super) events: Events,
     /// Every expert has had a holder once.
     pub(super) has_served: bool,
     /// The program is about to end.
@@ -102,7 +104,15 @@ impl ControlActor {
     /// An actor that has not begun.
     pub fn new(parts: ControlParts) -> Self {
         let loads = Loads::new(LoadsSettings::default(), &parts.demand);
-        Self { parts, sessions: BTreeMap::new(), link_next: 0, loads, has_served: false, is_leaving: false }
+        Self {
+            parts,
+            sessions: BTreeMap::new(),
+            link_next: 0,
+            loads,
+            events: Events::default(),
+            has_served: false,
+            is_leaving: false,
+        }
     }
 
     /// Carries out what the cores ask for, until nothing is left.
@@ -132,10 +142,15 @@ impl ControlActor {
                 tell_data(&self.parts.data, Opened(Box::new(opened)), context);
                 let member = self.parts.membership.member(node);
                 let devices = member.map(|member| member.offer.devices.clone()).unwrap_or_default();
+                let name = self.parts.membership.name(node);
+                self.events.handle_joined(node, &name, devices.len(), Instant::now());
                 self.parts.publisher.handle_joined(node, devices, &held);
             }
             membership::Action::Refuse { link, why } => {
                 tracing::warn!(%link, %why, "a node was refused");
+                let name = self.sessions.get(&link).map(|session| session.name.clone());
+                let text = format!("node {} was refused: {why}", name.as_deref().unwrap_or("?"));
+                self.events.handle(Kind::Refused, name.as_deref(), text, Instant::now());
                 self.tell(link, ToNode::NotJoined { why });
                 if let Some(session) = self.sessions.get_mut(&link) {
                     // What was told goes out before the end does.
@@ -144,6 +159,8 @@ impl ControlActor {
             }
             membership::Action::CloseOlder { link, node } => {
                 tracing::warn!(%link, %node, "a newer session of the node has come");
+                let (name, why) = (self.parts.membership.name(node), "a newer session of it has come");
+                self.events.handle_gone(node, &name, false, why, Instant::now());
                 self.parts.publisher.handle_link_ended(node);
                 if let Some(session) = self.sessions.remove(&link) {
                     session.peer.close(CloseReason::Replaced);
@@ -234,7 +251,11 @@ impl Handler<Came> for ControlActor {
     fn handle(&mut self, Came(arrived): Came, context: &mut Self::Context) {
         match arrived {
             Arrived::Opened(opened) => self.arrived(*opened, context),
-            Arrived::Refused { address, why } => tracing::warn!(%address, %why, "a peer was refused"),
+            Arrived::Refused { address, why } => {
+                tracing::warn!(%address, %why, "a peer was refused");
+                let text = format!("a peer at {address} was refused: {why}");
+                self.events.handle(Kind::Refused, None, text, Instant::now());
+            }
             Arrived::Failed(why) => tracing::warn!(%why, "an arrival failed"),
         }
     }

@@ -11,6 +11,7 @@ use transport::wire::cluster::{ActorId, Assignment, Cluster as Said, ToCoordinat
 use transport::wire::control::CloseReason;
 
 use super::actor::{Came, ControlActor, Heard, Over};
+use super::events::Kind;
 use super::layout::tell_data;
 use super::membership::Joining;
 use crate::data::actor::Silent;
@@ -21,7 +22,7 @@ use crate::weights::LinkWeights;
 /// A link to a node.
 pub(super) struct Session {
     pub(super) peer: Peer,
-    name: String,
+    pub(super) name: String,
     /// Until the data plane has it.
     pub(super) inlet: Option<Inlet>,
     weights: Option<LinkWeights>,
@@ -73,13 +74,16 @@ impl ControlActor {
             Notice::Late { silent } => {
                 tracing::warn!(%link, ?silent, "a node is late");
                 self.parts.membership.handle_late(link);
+                let said = silent.as_millis();
+                self.tell_of(link, Kind::Late, |name| format!("{name} is late: silent for {said} ms"), now);
                 tell_data(&self.parts.data, Silent { link, is_late: true }, context);
             }
             Notice::Awake => {
                 self.parts.membership.handle_awake(link);
+                self.tell_of(link, Kind::Awake, |name| format!("{name} is heard again"), now);
                 tell_data(&self.parts.data, Silent { link, is_late: false }, context);
             }
-            Notice::DrainAsked => self.parts.membership.handle_leaving(link),
+            Notice::DrainAsked => self.wants_to_go(link, now),
             Notice::Expired { .. } => {}
             Notice::RenewalAsked { request } => self.renew(link, request),
         }
@@ -116,8 +120,11 @@ impl ControlActor {
             (ToCoordinator::Fallen(fallen), Some(node)) => {
                 let actor = fallen.actor;
                 tracing::warn!(%node, ?actor, why = fallen.why, restarts = fallen.restarts, "an actor fell");
+                let (ActorId { layer, expert, .. }, why) = (actor, &fallen.why);
+                let what = |name: &str| format!("expert {expert} of layer {layer} fell on {name}: {why}");
+                self.tell_of(link, Kind::ActorFell, what, now);
                 if fallen.is_lost {
-                    self.lose_device(node, fallen.actor);
+                    self.lose_device(node, fallen.actor, now);
                 }
             }
             (ToCoordinator::Loads(loads), Some(node)) => self.loads.handle_loads(node, &loads, now),
@@ -131,19 +138,34 @@ impl ControlActor {
                     }
                 }
             }
-            (ToCoordinator::Leaving, Some(_)) => self.parts.membership.handle_leaving(link),
+            (ToCoordinator::Leaving, Some(_)) => self.wants_to_go(link, now),
             (said, None) => {
                 tracing::warn!(%link, ?said, "said by a node that has not joined");
             }
         }
     }
 
+    fn wants_to_go(&mut self, link: LinkId, now: Instant) {
+        self.parts.membership.handle_leaving(link);
+        self.tell_of(link, Kind::Leaving, |name| format!("{name} wants to go"), now);
+    }
+
+    /// Keeps for people what happened to a node.
+    fn tell_of(&mut self, link: LinkId, kind: Kind, text: impl FnOnce(&str) -> String, now: Instant) {
+        if let Some(session) = self.sessions.get(&link) {
+            self.events.handle(kind, Some(&session.name), text(&session.name), now);
+        }
+    }
+
     /// An actor that does not stand counts as a device that is lost.
-    fn lose_device(&mut self, node: NodeId, actor: ActorId) {
+    fn lose_device(&mut self, node: NodeId, actor: ActorId, now: Instant) {
         let seat =
             self.parts.publisher.published().actors().find(|(at, seat)| *at == actor && seat.node == node);
         if let Some((_, seat)) = seat {
             tracing::error!(%node, device = seat.device, "device lost");
+            let name = self.parts.membership.name(node);
+            let text = format!("device {} of {name} is lost: its actor does not stand", seat.device);
+            self.events.handle(Kind::DeviceLost, Some(&name), text, now);
             self.parts.membership.handle_device_lost(node, seat.device);
             self.parts.publisher.handle_device_lost(node, seat.device);
         }
@@ -159,6 +181,7 @@ impl ControlActor {
         let node = self.parts.membership.node(link);
         self.parts.membership.handle_link_ended(link, now);
         if let Some(node) = node {
+            self.events.handle_gone(node, &name, ended.is_wanted(), &ended.to_string(), now);
             self.loads.handle_gone(node);
             if let Some(rebalancer) = &mut self.parts.rebalancer {
                 rebalancer.handle_gone(node);

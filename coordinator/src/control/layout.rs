@@ -9,6 +9,7 @@ use model::weights::ExpertId;
 use transport::wire::cluster::{ActorId, Assignment, Hold, ToNode};
 
 use super::actor::ControlActor;
+use super::events::Kind;
 use super::placer::Facts;
 use super::publisher::{self, Standing};
 use super::rebalance::{self, Reckoning};
@@ -67,6 +68,8 @@ impl ControlActor {
         for reckoning in &look.taken {
             let Reckoning { changes, saves_s, costs_s, bytes } = reckoning;
             tracing::info!(changes = changes.join("; "), saves_s, costs_s, bytes, "rebalancing");
+            let text = format!("{}: saves {saves_s:.1} s, costs {costs_s:.1} s", changes.join("; "));
+            self.events.handle(Kind::Rebalanced, None, text, now);
         }
         match &look.left {
             Some(Reckoning { changes, saves_s, costs_s, bytes }) => {
@@ -102,14 +105,21 @@ impl ControlActor {
                 let epoch = placement.epoch;
                 self.has_served |= placement.layers.values().flatten().all(|replicas| !replicas.is_empty());
                 tracing::info!(term = epoch.term, epoch = epoch.number, "placement published");
+                let membership = &self.parts.membership;
+                self.events.handle_published(&placement, |node| membership.name(node), Instant::now());
                 tell_data(&self.parts.data, Published(placement), context);
             }
             publisher::Action::Failed { node, actor, why } => {
                 tracing::error!(%node, ?actor, %why, "an expert was not loaded");
+                let (name, ActorId { layer, expert, .. }) = (self.parts.membership.name(node), actor);
+                let text = format!("{name} could not load expert {expert} of layer {layer}: {why}");
+                self.events.handle(Kind::NotLoaded, Some(&name), text, Instant::now());
                 self.lay_out();
             }
             publisher::Action::Superseded { term } => {
                 tracing::error!(term, "another coordinator publishes; this one reads only");
+                let text = format!("another coordinator publishes under term {term}; this one reads only");
+                self.events.handle(Kind::Superseded, None, text, Instant::now());
             }
         }
     }

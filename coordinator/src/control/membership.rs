@@ -246,6 +246,11 @@ impl Membership {
         self.members.get(&node)
     }
 
+    /// A node's name, also after it has gone; its number, where it was forgotten.
+    pub fn name(&self, node: NodeId) -> String {
+        self.member(node).map_or_else(|| node.to_string(), |member| member.offer.name.clone())
+    }
+
     /// How many nodes [`Membership::cluster`] has.
     pub fn nodes_in(&self) -> usize {
         self.members.values().filter(|member| is_in(member.state)).count()

@@ -17,6 +17,7 @@ pub mod actor;
 mod admission;
 pub mod cluster;
 pub mod diff;
+pub mod events;
 mod hear;
 mod layout;
 pub mod loads;

@@ -1,11 +1,14 @@
 //! How a coordinator ends: first it takes no more requests, then it ends its links in words.
 
+use std::time::Instant;
+
 use actix::{Handler, Message, ResponseFuture};
 use tokio::time::{Duration, timeout};
 use transport::peer::Peer;
 use transport::wire::control::CloseReason;
 
 use super::actor::ControlActor;
+use super::events::Kind;
 
 /// Nodes that do not read what they are told are not waited for longer.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
@@ -25,6 +28,7 @@ impl Handler<Leave> for ControlActor {
 
     fn handle(&mut self, _: Leave, _: &mut Self::Context) {
         self.is_leaving = true;
+        self.events.handle(Kind::Stopping, None, "this coordinator is about to end", Instant::now());
     }
 }
 

@@ -1,13 +1,14 @@
 //! How the cluster is, for people: what `/cluster` and `/health` say.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actix::{Handler, Message, MessageResult};
 use serde_json::{Value, json};
 use transport::wire::cluster::{ActorId, Load};
 
 use super::actor::ControlActor;
+use super::events::Event;
 use super::loads::Recent;
 use super::membership::State;
 use super::rebalance::{Rebalancer, Reckoning};
@@ -23,6 +24,35 @@ pub struct Health;
 #[derive(Message)]
 #[rtype(result = "Value")]
 pub struct View;
+
+/// What changes from second to second, for whoever watches: small, and numbers rather than words.
+#[derive(Message)]
+#[rtype(result = "Value")]
+pub struct Pulse;
+
+/// Experts that have had a holder and have none: who held each last, and how long ago that was.
+#[derive(Message)]
+#[rtype(result = "BTreeMap<(u32, u32), (String, Duration)>")]
+pub struct Orphans;
+
+impl Handler<Pulse> for ControlActor {
+    type Result = MessageResult<Pulse>;
+
+    fn handle(&mut self, _: Pulse, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.pulse())
+    }
+}
+
+impl Handler<Orphans> for ControlActor {
+    type Result = MessageResult<Orphans>;
+
+    fn handle(&mut self, _: Orphans, _: &mut Self::Context) -> Self::Result {
+        let now = Instant::now();
+        let ago = |since: Instant| now.saturating_duration_since(since);
+        let orphans = self.events.orphans().iter();
+        MessageResult(orphans.map(|(id, of)| (*id, (of.node.clone(), ago(of.since)))).collect())
+    }
+}
 
 impl Handler<Health> for ControlActor {
     type Result = MessageResult<Health>;
@@ -97,6 +127,10 @@ impl ControlActor {
                 })
             })
             .collect();
+        let layers = self.parts.demand.layers.iter().map(|(layer, of)| {
+            json!({ "layer": layer, "experts": of.experts, "top_k": of.top_k, "dense": of.is_dense })
+        });
+        let layers: Vec<Value> = layers.collect();
         let total = self.parts.demand.experts();
         let missing = self.parts.publisher.standing().missing as u64;
         let held: u64 = total - missing;
@@ -108,6 +142,7 @@ impl ControlActor {
             "epoch": { "term": published.epoch.term, "number": published.epoch.number },
             "state": health.state.name(),
             "missing": health.missing,
+            "layers": layers,
             "nodes": nodes,
             "experts": { "total": total, "held": held, "replicas": replicas, "spares": spares },
             "moves": {
@@ -115,7 +150,42 @@ impl ControlActor {
                 "blocked": standing.blocked,
             },
             "rebalance": self.parts.rebalancer.as_ref().map(rebalance),
+            "events": self.told_events(now),
             "loads": loads,
+        })
+    }
+
+    /// Newest first.
+    fn told_events(&self, now: Instant) -> Vec<Value> {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let told = |event: &Event| {
+            let at = wall.saturating_sub(now.saturating_duration_since(event.at));
+            json!({
+                "number": event.number, "at": at.as_millis() as f64 / 1e3, "kind": event.kind.name(),
+                "node": event.node, "text": event.text,
+            })
+        };
+        self.events.kept().rev().map(told).collect()
+    }
+
+    fn pulse(&self) -> Value {
+        let health = self.health();
+        let published = self.parts.publisher.published();
+        let now = Instant::now();
+        let recent: Vec<Option<Recent>> =
+            published.actors().map(|(actor, seat)| self.loads.recent(seat.node, actor, now)).collect();
+        // A row more or less in a second is nothing to people, and digits are bytes.
+        let rows =
+            |recent: &Option<Recent>| recent.map_or(0.0, |recent| (recent.rows_per_s * 10.0).round() / 10.0);
+        let busy =
+            |recent: &Option<Recent>| recent.map_or(0.0, |recent| (recent.busy * 1000.0).round() / 1000.0);
+        json!({
+            "epoch": { "term": published.epoch.term, "number": published.epoch.number },
+            "state": health.state.name(),
+            "missing": health.missing,
+            "event": self.events.count(),
+            "rows_per_s": recent.iter().map(rows).collect::<Vec<_>>(),
+            "busy": recent.iter().map(busy).collect::<Vec<_>>(),
         })
     }
 

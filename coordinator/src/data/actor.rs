@@ -17,13 +17,14 @@ use transport::buffer::Pool as Buffers;
 use transport::peer::{Inlet, Peer};
 use transport::wire::cluster::Epoch;
 
-use super::exchange::{Exchange, LinkRoom, LinkSeen};
+use super::exchange::{Exchange, ExchangeCounters, LinkRoom, LinkSeen};
 use super::flow::{Flow, Forwarding};
 use super::forwarding::Choice;
 use super::frames::{Shape, Source};
 use super::ids::{LinkId, RowId, SequenceId};
 use super::landing::{Keep, Landed};
 use super::ready::{Bell, Ready};
+use super::report::Sizes;
 use super::request::{Request, RequestId, Submission};
 use super::scheduler::Scheduler;
 use super::stage::Stage;
@@ -159,6 +160,16 @@ pub struct Report {
     pub groups: u64,
     /// Rows of those: a row counts for each expert that it goes to.
     pub group_rows: u64,
+    /// How many rows groups have, and batches.
+    pub group_sizes: Sizes,
+    /// Of the trunk.
+    pub batch_sizes: Sizes,
+    /// KV pages in all.
+    pub pages: u32,
+    /// Those that belong to no sequence.
+    pub pages_free: u32,
+    /// What the exchange counts.
+    pub exchange: ExchangeCounters,
     /// How rows go on now.
     pub forwarding: Option<Forwarding>,
     /// Whether the trunk computes on the cores of the experts.
@@ -176,6 +187,8 @@ pub struct DataActor {
     pub(super) answers: mpsc::Receiver<Answer>,
     pub(super) observe: mpsc::UnboundedSender<Observation>,
     pub(super) links: BTreeMap<LinkId, Link>,
+    /// What nodes are called, also those that have gone: people know them by it.
+    pub(super) names: BTreeMap<NodeId, String>,
     /// Links with something to be read, and the list of the turn, which is empty between turns.
     pub(super) ready: Ready,
     pub(super) turn: Vec<LinkId>,
@@ -189,8 +202,9 @@ pub struct DataActor {
     pub(super) sources: Vec<Option<Source>>,
     /// What returned, by slot.
     pub(super) slots: Vec<Option<Landed>>,
-    /// The rows of the batch that the trunk computes.
+    /// The rows of the batch that the trunk computes, and since when it does.
     pub(super) computing: Vec<RowId>,
+    pub(super) computing_since: Option<Instant>,
     /// Buffers of a batch, while the trunk has none.
     pub(super) spare: Work,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
@@ -231,6 +245,7 @@ impl DataActor {
             answers,
             observe,
             links: BTreeMap::new(),
+            names: BTreeMap::new(),
             ready: Ready::default(),
             turn: Vec::new(),
             waiting: HashMap::new(),
@@ -240,6 +255,7 @@ impl DataActor {
             sources: vec![None; parts.rows_max],
             slots: vec![None; slots],
             computing: Vec::new(),
+            computing_since: None,
             spare: Work::default(),
             timer: None,
             report: Report::default(),
@@ -276,6 +292,7 @@ impl Handler<Opened> for DataActor {
         let DataLink { link, node, peer, inlet, room, keep } = *opened;
         self.parts.exchange.handle_link(link, node, room, Instant::now());
         let bell = self.ready.bell(link);
+        self.names.insert(node, peer.hello().peer.name.clone());
         self.links.insert(link, Link { peer, inlet: Some(inlet), bell, keep });
     }
 }
@@ -333,6 +350,9 @@ impl Handler<Ask> for DataActor {
             waiting: self.waiting.len(),
             links: self.links.len(),
             over_links: self.parts.exchange.links().collect(),
+            pages: self.parts.scheduler.pages(),
+            pages_free: self.parts.scheduler.pages_free(),
+            exchange: self.parts.exchange.counters(),
             forwarding: Some(self.parts.flow.forwarding()),
             shares_cores: self.shared_cores,
             trying: self.steering.auto.is_trying(),

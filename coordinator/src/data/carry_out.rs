@@ -1,5 +1,6 @@
 //! Carries out what scheduler, flow and exchange ask for.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use tokio::task::spawn_local;
@@ -12,7 +13,7 @@ use super::landing::Landed;
 use super::request::{Event, Failure, Request, RequestId, Submission};
 use super::scheduler::{Action, Refused};
 use super::trunk::{Begin, Order, Sampled};
-use crate::generation::FinishReason;
+use crate::generation::{FinishReason, Token};
 
 impl DataActor {
     /// Everything that can be done now; true if there was anything.
@@ -46,7 +47,7 @@ impl DataActor {
             if self.shared_cores {
                 self.parts.flow.handle_devices(self.parts.exchange.dispatches_open() == 0);
             }
-            done |= self.compute();
+            done |= self.compute(now);
             if !done {
                 return any;
             }
@@ -86,14 +87,25 @@ impl DataActor {
 
     /// Ends requests that have had their time.
     pub(super) fn end_late(&mut self, now: Instant) {
+        if self.deadlines.first_key_value().is_none_or(|((at, _), ())| *at > now) {
+            return;
+        }
+        let mut late: BTreeMap<RequestId, Option<String>> = BTreeMap::new();
         while let Some(entry) = self.deadlines.first_entry().filter(|entry| entry.key().0 <= now) {
             let ((_, id), ()) = entry.remove_entry();
+            late.insert(id, None);
+        }
+        // Asked once for all of them, and before the first of them goes.
+        for waiting in self.why(|id| late.contains_key(&id), now) {
+            late.insert(waiting.request, Some(waiting.cause.to_string()));
+        }
+        for (id, missing) in late {
             let of = |request: &Option<Request>| request.as_ref().is_some_and(|request| request.id == id);
             let running = self.running.iter().position(of);
             let request = self.waiting.get(&id).or_else(|| self.running[running?].as_ref());
             if let Some(request) = request {
                 let within_ms = request.submission.within_ms;
-                request.tell(Event::Failed(Failure::TooLate { within_ms, missing: None }));
+                request.tell(Event::Failed(Failure::TooLate { within_ms, missing }));
             }
             self.give_up(id);
         }
@@ -111,6 +123,7 @@ impl DataActor {
                     tokens: generation.tokens().to_vec(),
                     sampling: asked.sampling.clone(),
                     logprobs: asked.logprobs,
+                    experts: asked.experts,
                 };
                 self.trunk().tell(Order::Begin(Box::new(begin)));
                 self.running[sequence.0 as usize] = Some(request);
@@ -181,7 +194,7 @@ impl DataActor {
         self.end(sequence);
     }
 
-    pub(super) fn take_sampled(&mut self, Sampled { sequence, token }: Sampled) {
+    pub(super) fn take_sampled(&mut self, Sampled { sequence, token, experts }: Sampled) {
         // Its client may have gone while it was computed.
         let Some(request) = &mut self.running[sequence.0 as usize] else { return };
         let (id, logprobs) = match token {
@@ -190,7 +203,8 @@ impl DataActor {
         };
         self.report.tokens += 1;
         let step = request.submission.generation.handle_token(id, logprobs);
-        let heard = request.tell(Event::Step { token: step.token, text: step.text });
+        let token = step.token.map(|token| Token { experts, ..token });
+        let heard = request.tell(Event::Step { token, text: step.text });
         match request.submission.generation.finish_reason() {
             Some(reason) => {
                 request.tell(Event::End(reason));
@@ -209,6 +223,7 @@ impl DataActor {
             let id = outgoing.link;
             self.report.groups += outgoing.groups.len() as u64;
             self.report.group_rows += outgoing.indices.len() as u64;
+            outgoing.groups.iter().for_each(|group| self.report.group_sizes.add(group.indices.len()));
             let frame = dispatch_frame(&self.parts.buffers, self.parts.shape, outgoing, &self.sources)
                 .expect("its pool has no bound");
             let Some(link) = self.links.get(&id) else {
@@ -235,7 +250,7 @@ impl DataActor {
     }
 
     /// Gives the trunk what the flow wants computed next.
-    fn compute(&mut self) -> bool {
+    fn compute(&mut self, now: Instant) -> bool {
         let slots_per_row = self.parts.slots_per_row();
         let Some(batch) = self.parts.flow.poll_batch() else { return false };
         let mut work = std::mem::take(&mut self.spare);
@@ -252,6 +267,7 @@ impl DataActor {
             }
         }
         self.computing.clone_from(&work.rows);
+        self.computing_since = Some(now);
         self.trunk().tell(Order::Compute(work));
         true
     }

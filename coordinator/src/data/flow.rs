@@ -116,6 +116,30 @@ pub struct BatchRun {
     pub samples: bool,
 }
 
+/// A row, as people are told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowSeen {
+    /// Which.
+    pub row: RowId,
+    /// In its sequence.
+    pub position: u32,
+    /// The stage that it has come to.
+    pub stage: u32,
+    /// Where there.
+    pub at: RowAt,
+}
+
+/// Where a row is at its stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowAt {
+    /// It waits for the trunk.
+    Door,
+    /// The trunk computes it.
+    Trunk,
+    /// It is out at its experts.
+    Experts,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Flow {
@@ -198,6 +222,18 @@ impl Flow {
     /// sequences or were at the head, and are not to be sent. Ask before the next chunk, which may take their places.
     pub fn is_out(&self, row: RowId) -> bool {
         self.rows.row(row.0).place == Place::Out
+    }
+
+    /// Where the first row of a sequence is, which holds up all others of it.
+    pub fn first_row(&self, sequence: SequenceId) -> Option<RowSeen> {
+        let row = self.rows.first(sequence)?;
+        let seen = self.rows.row(row);
+        let at = match seen.place {
+            Place::Computing => RowAt::Trunk,
+            Place::Out => RowAt::Experts,
+            Place::First | Place::Following | Place::Parked | Place::Free => RowAt::Door,
+        };
+        Some(RowSeen { row: RowId(row), position: seen.position, stage: seen.stage, at })
     }
 
     /// Rows of a sequence that are out, which the exchange may be told of when the sequence is cancelled.

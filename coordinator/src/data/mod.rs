@@ -20,7 +20,9 @@ pub mod actor;
 mod carry_out;
 mod pump;
 mod ready;
+pub mod report;
 pub mod start;
 pub mod steer;
+pub mod why;
 
 pub mod ids;

@@ -127,9 +127,11 @@ impl DataActor {
             }
             Answer::Done { work, sampled } => {
                 self.spare = work;
+                self.computing_since = None;
                 self.parts.flow.handle_attended();
                 self.report.batches += 1;
                 self.report.rows += self.computing.len() as u64;
+                self.report.batch_sizes.add(self.computing.len());
                 for sampled in sampled {
                     self.take_sampled(sampled);
                 }

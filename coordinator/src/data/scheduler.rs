@@ -27,11 +27,13 @@
 //! waits to begin does so at the latest when nobody runs, since what could never fit was refused, and what was preempted held
 //! fewer pages than there are, for an older sequence held some.
 
+mod held;
 mod requests;
 mod sequences;
 
 use std::collections::VecDeque;
 
+pub use self::held::Held;
 use self::requests::Requests;
 pub use self::requests::{Refused, RequestId};
 use self::sequences::{Sequences, State};
@@ -134,6 +136,11 @@ impl Scheduler {
             actions: VecDeque::with_capacity(4 * sequences_max as usize),
             settings,
         }
+    }
+
+    /// KV pages in all.
+    pub fn pages(&self) -> u32 {
+        self.settings.pages
     }
 
     /// Pages that belong to no sequence.

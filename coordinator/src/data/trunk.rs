@@ -4,6 +4,7 @@
 //! sequences and batches through one channel and answers each batch twice: with the experts that its rows chose
 //! as soon as they are known, and again when it is free, so that rows travel while shared experts are computed.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -39,6 +40,8 @@ pub struct Begin {
     pub sampling: Sampling,
     /// Report so many alternatives with each token.
     pub logprobs: Option<usize>,
+    /// Report the experts of each row that is sampled.
+    pub experts: bool,
 }
 
 /// A batch to be computed. Its buffers come back with the answer.
@@ -79,6 +82,8 @@ pub struct Sampled {
     pub sequence: SequenceId,
     /// The token, and what the model thought of it.
     pub token: Result<(u32, Option<Logprobs>), SamplingError>,
+    /// The experts of its row, by layer and rank, if that was asked for.
+    pub experts: Vec<u32>,
 }
 
 /// What the thread answers.
@@ -185,6 +190,8 @@ struct Worker<A> {
     /// Weights of what every row chose last, `[rows_max][top_k_max]`.
     weights: Vec<f32>,
     sequences: Vec<Option<State>>,
+    /// Of sequences whose experts are reported: what the row that is sampled next has chosen so far.
+    visited: BTreeMap<SequenceId, Vec<u32>>,
     batch_weights: Vec<f32>,
     logits: Vec<f32>,
     answer: A,
@@ -201,6 +208,7 @@ impl<A: FnMut(Answer)> Worker<A> {
             residuals: vec![0.0; rows_max * trunk.spec().hidden],
             weights: vec![0.0; rows_max * top_k_max],
             sequences: std::iter::repeat_with(|| None).take(sequences_max).collect(),
+            visited: BTreeMap::new(),
             batch_weights: Vec::new(),
             logits: Vec::new(),
             top_k_max,
@@ -226,16 +234,20 @@ impl<A: FnMut(Answer)> Worker<A> {
                     if let Some(state) = self.sequences[sequence.0 as usize].take() {
                         self.cache.release(state.pages);
                     }
+                    self.visited.remove(&sequence);
                 }
             }
         }
     }
 
     fn begin(&mut self, begin: Begin) {
-        let Begin { sequence, prompt, tokens, sampling, logprobs } = begin;
+        let Begin { sequence, prompt, tokens, sampling, logprobs, experts } = begin;
         let place = &mut self.sequences[sequence.0 as usize];
         assert!(place.is_none(), "{sequence} has not left");
         *place = Some(State { pages: Sequence::default(), prompt, tokens, sampling, logprobs });
+        if experts {
+            self.visited.insert(sequence, Vec::new());
+        }
     }
 
     fn compute(&mut self, mut batch: Work) {
@@ -266,6 +278,7 @@ impl<A: FnMut(Answer)> Worker<A> {
             let goes_out = self.trunk.gate(&self.pool, &mut self.work, layer);
             if goes_out {
                 self.tell_chosen(&batch);
+                self.note_visited(layer, &batch.runs);
             }
             self.trunk.forward(&self.pool, &mut self.work, layer);
             if goes_out {
@@ -331,6 +344,21 @@ impl<A: FnMut(Answer)> Worker<A> {
         (self.answer)(Answer::Chosen { stage: batch.stage, experts: choices.experts.clone(), rows });
     }
 
+    /// Keeps what rows chose that are sampled later, for those who want to know. Nobody else pays for it.
+    fn note_visited(&mut self, layer: usize, runs: &[BatchRun]) {
+        // A dense layer on a device is no choice.
+        if self.visited.is_empty() || self.trunk.spec().moe(layer).is_none() {
+            return;
+        }
+        let choices = &self.work.choices;
+        for run in runs.iter().filter(|run| run.samples) {
+            if let Some(visited) = self.visited.get_mut(&run.sequence) {
+                let last = run.rows.end as usize - 1;
+                visited.extend_from_slice(&choices.experts[last * choices.top_k..][..choices.top_k]);
+            }
+        }
+    }
+
     fn sample(&mut self, runs: &[BatchRun]) -> Vec<Sampled> {
         let runs: Vec<&BatchRun> = runs.iter().filter(|run| run.samples).collect();
         if runs.is_empty() {
@@ -347,13 +375,16 @@ impl<A: FnMut(Answer)> Worker<A> {
             let position = u64::from(run.start) + u64::from(run.rows.end - run.rows.start);
             let token = choose(state, logits, position);
             *to.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(Sampled { sequence: run.sequence, token });
+                Some(Sampled { sequence: run.sequence, token, experts: Vec::new() });
         });
-        let sampled: Vec<Sampled> = sampled
+        let mut sampled: Vec<Sampled> = sampled
             .into_iter()
             .filter_map(|place| place.into_inner().unwrap_or_else(PoisonError::into_inner))
             .collect();
-        for Sampled { sequence, token } in &sampled {
+        for Sampled { sequence, token, experts } in &mut sampled {
+            if let Some(visited) = self.visited.get_mut(sequence) {
+                *experts = std::mem::take(visited);
+            }
             if let (Some(state), Ok((token, _))) = (&mut self.sequences[sequence.0 as usize], token) {
                 state.tokens.push(*token);
             }

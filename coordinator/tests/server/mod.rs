@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 
 use coordinator::api::{App, Backend, Health, Limits, Served, Soon, State, serve};
 use coordinator::data::request::{Event, Failure, RequestId, Submission};
+use coordinator::generation::Token;
 use coordinator::texts::Texts;
 use model::experts::LocalExperts;
+use model::gate::Choices;
 use model::kernel::{Kernels, NumericClass};
 use model::kv::{KvCache, Sequence};
 use model::load::{Loaded, Opened, Progress, Request, load};
-use model::plain::{Run, Unobserved, step};
+use model::plain::{Observe, Run, step};
 use model::pool::Pool;
 use model::sampler::{Sampling, choose};
 use model::trunk::{Trunk, Workspace};
@@ -64,8 +66,18 @@ impl Plain {
 
     /// One step of some sequences; the logits of the last row of each.
     fn step(&mut self, runs: &mut [Run<'_>]) -> Vec<Vec<f32>> {
+        self.observed(runs).0
+    }
+
+    /// The same, with the experts of these rows.
+    fn observed(&mut self, runs: &mut [Run<'_>]) -> (Vec<Vec<f32>>, Vec<Vec<u32>>) {
         let Self { trunk, pool, work, cache, experts } = self;
-        step(trunk, pool, work, cache, runs, experts, &mut Unobserved).unwrap();
+        let ends = runs.iter().scan(0, |end, run| {
+            *end += run.tokens.len();
+            Some(*end)
+        });
+        let mut visited = Visited { ends: ends.collect(), experts: vec![Vec::new(); runs.len()] };
+        step(trunk, pool, work, cache, runs, experts, &mut visited).unwrap();
         let mut end = 0;
         let mut logits = Vec::new();
         let rows = runs.iter().map(|run| {
@@ -74,7 +86,22 @@ impl Plain {
         });
         let rows: Vec<usize> = rows.collect();
         trunk.logits(pool, work, &rows, &mut logits);
-        logits.chunks(logits.len() / rows.len()).map(<[f32]>::to_vec).collect()
+        let logits = logits.chunks(logits.len() / rows.len()).map(<[f32]>::to_vec).collect();
+        (logits, visited.experts)
+    }
+}
+
+/// What the last row of each run chose.
+struct Visited {
+    ends: Vec<usize>,
+    experts: Vec<Vec<u32>>,
+}
+
+impl Observe for Visited {
+    fn chosen(&mut self, _: usize, choices: &Choices) {
+        for (end, experts) in self.ends.iter().zip(&mut self.experts) {
+            experts.extend_from_slice(&choices.experts[(end - 1) * choices.top_k..][..choices.top_k]);
+        }
     }
 }
 
@@ -114,6 +141,7 @@ struct Shared {
     submitted: AtomicUsize,
     running: AtomicUsize,
     cancelled: AtomicUsize,
+    pulses: AtomicUsize,
     is_busy: AtomicBool,
     /// No answer gets longer than this.
     held_after: AtomicUsize,
@@ -147,6 +175,17 @@ impl Backend for PlainBackend {
 
     fn cluster(&self) -> Soon<'_, Value> {
         Box::pin(async { json!({"model": "demo"}) })
+    }
+
+    fn pulse(&self) -> Soon<'_, Value> {
+        let count = self.0.pulses.fetch_add(1, Ordering::SeqCst) + 1;
+        Box::pin(async move { json!({ "pulse": count }) })
+    }
+
+    fn why(&self, request: Option<RequestId>) -> Soon<'_, Value> {
+        let live = request.is_none_or(|request| request == RequestId(7));
+        let requests = if live { json!([{"request": 7, "why": "the test holds it"}]) } else { json!([]) };
+        Box::pin(async move { json!({ "requests": requests }) })
     }
 }
 
@@ -190,15 +229,18 @@ fn compute(shared: &Shared) {
         let moving = running.iter_mut().filter(|run| !is_held(run));
         let mut runs: Vec<Run<'_>> =
             moving.zip(&tokens).map(|(run, tokens)| Run { sequence: &mut run.sequence, tokens }).collect();
-        let logits = plain.step(&mut runs);
-        for (run, logits) in running.iter_mut().filter(|run| !is_held(run)).zip(logits) {
+        let (logits, experts) = plain.observed(&mut runs);
+        let moving = running.iter_mut().filter(|run| !is_held(run));
+        for ((run, logits), experts) in moving.zip(logits).zip(experts) {
             let Submission { generation, events, .. } = &mut run.submission;
             let step = generation.handle_logits(&logits).unwrap();
             // Full may not be: the channel was made for the whole answer. Closed is a client that has gone.
             let full = |event| {
                 matches!(events.try_send(event), Err(tokio::sync::mpsc::error::TrySendError::Full(_)))
             };
-            assert!(!full(Event::Step { token: step.token, text: step.text }));
+            let experts = if generation.request().experts { experts } else { Vec::new() };
+            let token = step.token.map(|token| Token { experts, ..token });
+            assert!(!full(Event::Step { token, text: step.text }));
             assert!(generation.finish_reason().is_none_or(|reason| !full(Event::End(reason))));
         }
     }
@@ -226,6 +268,7 @@ impl Server {
             submitted: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             cancelled: AtomicUsize::new(0),
+            pulses: AtomicUsize::new(0),
             is_busy: AtomicBool::new(false),
             held_after: AtomicUsize::new(usize::MAX),
             is_over: AtomicBool::new(false),
@@ -293,6 +336,11 @@ impl Server {
 
     pub(crate) fn cancelled(&self) -> usize {
         self.shared.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// How often somebody asked the backend for its pulse.
+    pub(crate) fn pulses(&self) -> usize {
+        self.shared.pulses.load(Ordering::SeqCst)
     }
 
     pub(crate) fn wait(&self, what: &str, is_there: impl Fn(&Self) -> bool) {

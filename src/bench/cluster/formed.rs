@@ -187,6 +187,7 @@ async fn submit(
         tokens_max: count,
         end_ids: Vec::new(),
         logprobs: None,
+        experts: false,
     };
     let (events, mut came) = mpsc::channel(Submission::events_max(count));
     let generation = Generation::new(request, None, StopStream::new(Vec::new())?);

@@ -149,6 +149,27 @@ impl Ledger {
         Some(self.of_all.first).filter(|first| *first != NONE)
     }
 
+    /// What every open dispatch may still fill.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (u32, Entry)> + '_ {
+        self.of_links.iter().flat_map(|ends| self.along(ends.first)).flat_map(|at| {
+            let dispatch = &self.dispatches[at as usize];
+            let first = Some(dispatch.first_piece).filter(|piece| *piece != NONE);
+            let pieces = std::iter::successors(first, |piece| {
+                Some(self.pieces[*piece as usize].next).filter(|piece| *piece != NONE)
+            });
+            let entries = pieces.flat_map(|piece| self.pieces[piece as usize].entries);
+            entries.take(dispatch.rows as usize).map(move |entry| (at, entry))
+        })
+    }
+
+    /// The dispatches of a link, from one on.
+    fn along(&self, first: u32) -> impl Iterator<Item = u32> + '_ {
+        let first = Some(first).filter(|at| *at != NONE);
+        std::iter::successors(first, |at| {
+            Some(self.dispatches[*at as usize].of_link.next).filter(|at| *at != NONE)
+        })
+    }
+
     /// A frame is begun. Its room is known when its groups are.
     pub(super) fn begin_frame(&mut self) -> u32 {
         let room = FrameRoom { charge: 0, groups_open: 0 };

@@ -57,6 +57,11 @@ pub(super) struct Link {
     pub(super) bytes_out: u64,
     pub(super) bytes_back: u64,
     pub(super) frames: u64,
+    /// Dispatches that came back, and what they took, in nanoseconds.
+    pub(super) returned: u64,
+    pub(super) service_ns_sum: u64,
+    /// When the last of them did, in nanoseconds since the first dispatch of all.
+    pub(super) heard: u64,
     /// Actors that were offered something alone since the link was last found full, and are not the only ones of their
     /// expert.
     pub(super) fresh: Vec<u32>,
@@ -119,6 +124,9 @@ impl Link {
             bytes_out: 0,
             bytes_back: 0,
             frames: 0,
+            returned: 0,
+            service_ns_sum: 0,
+            heard: 0,
             fresh: Vec::new(),
             opened,
         })

@@ -43,6 +43,7 @@ mod observed;
 mod router;
 mod seats;
 mod settle;
+mod waits;
 
 pub use counters::ExchangeCounters;
 pub use events::Exchange;
@@ -50,6 +51,7 @@ pub use interface::{
     AttemptEnd, ExchangeSettings, LinkRoom, NOWHERE, Outgoing, OutgoingGroup, Returned, RowFailed,
 };
 pub use observed::{ActorSeen, LinkSeen};
+pub use waits::{Held, Wait};
 
 /// No index.
 const NONE: u32 = u32::MAX;

@@ -57,6 +57,10 @@ pub struct LinkSeen {
     pub back_used: u64,
     /// Dispatches that are out.
     pub dispatches: u32,
+    /// Dispatches that came back with rows.
+    pub returned: u64,
+    /// Time from sending to return, summed over those.
+    pub service_sum: Duration,
 }
 
 impl Exchange {
@@ -78,8 +82,20 @@ impl Exchange {
     /// Every link that stands.
     pub fn links(&self) -> impl Iterator<Item = LinkSeen> + '_ {
         self.router.links.iter().filter(|link| link.is_open).map(|link| {
-            let Link { id, node, frames, bytes_out, bytes_back, out_used, back_used, open, .. } = *link;
-            LinkSeen { link: id, node, frames, bytes_out, bytes_back, out_used, back_used, dispatches: open }
+            let Link { id, node, frames, bytes_out, bytes_back, out_used, back_used, open, returned, .. } =
+                *link;
+            LinkSeen {
+                link: id,
+                node,
+                frames,
+                bytes_out,
+                bytes_back,
+                out_used,
+                back_used,
+                dispatches: open,
+                returned,
+                service_sum: Duration::from_nanos(link.service_ns_sum),
+            }
         })
     }
 

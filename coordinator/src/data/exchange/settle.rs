@@ -266,8 +266,13 @@ impl Exchange {
 
     /// What a return says of its actor.
     pub(super) fn observe(&mut self, dispatch: &Dispatch, now: Instant) {
+        let heard = self.ledger.nanos(now);
+        let took = heard.saturating_sub(dispatch.sent);
+        let link = &mut self.router.links[dispatch.link as usize];
+        link.returned += 1;
+        link.service_ns_sum += took;
+        link.heard = heard;
         let actor = &mut self.router.actors[dispatch.actor as usize];
-        let took = self.ledger.nanos(now).saturating_sub(dispatch.sent);
         actor.backoff_ms = 0;
         actor.rows_returned += u64::from(dispatch.rows);
         actor.dispatches_returned += 1;

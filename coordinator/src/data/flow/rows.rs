@@ -148,6 +148,11 @@ impl Rows {
         self.sequences[self.row(row).sequence.0 as usize].is_leaving
     }
 
+    /// The sequence's first row.
+    pub(super) fn first(&self, sequence: SequenceId) -> Option<u32> {
+        self.sequences.get(sequence.0 as usize)?.rows.first()
+    }
+
     /// The sequence's last row.
     pub(super) fn last(&self, sequence: SequenceId) -> Option<u32> {
         self.sequences.get(sequence.0 as usize)?.rows.last()

@@ -119,6 +119,11 @@ impl Requests {
         self.waiting.first()
     }
 
+    /// Those that wait, in their order.
+    pub(super) fn in_line(&self) -> impl Iterator<Item = u32> + '_ {
+        std::iter::successors(self.waiting.first(), |place| self.links.after(*place))
+    }
+
     /// A request joins the queue.
     pub(super) fn add(&mut self, id: RequestId, prompt_tokens: u32, tokens_max: u32) -> Result<(), Refused> {
         let waiting = self.waiting.len();

@@ -1,0 +1,80 @@
+//! What requests and sequences without rows wait for: asked by people, now and then, and looked up then alone.
+//!
+//! Pure.
+
+use super::sequences::State;
+use super::{RequestId, Scheduler, pages_for};
+use crate::data::ids::SequenceId;
+
+/// What keeps a request, or a sequence, from going on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// Others that came before it.
+    Behind {
+        /// How many.
+        ahead: usize,
+    },
+    /// As many run as may.
+    Places {
+        /// How many.
+        running: usize,
+    },
+    /// KV pages.
+    Pages {
+        /// That it needs.
+        needed: u32,
+        /// That are free.
+        free: u32,
+        /// In all.
+        pages: u32,
+    },
+    /// A prompt is being given out, and one goes after the other.
+    Prompt,
+    /// So many rows are under way as may be, or as prompts may have beside those who decode.
+    Rows,
+    /// It runs no more, and its last rows are on their way back.
+    Leaving,
+    /// Nothing: it goes on at once.
+    Nothing,
+}
+
+impl Scheduler {
+    /// Those that wait to begin, in the order in which they will, each with what it waits for.
+    pub fn held_requests(&self) -> impl Iterator<Item = (RequestId, Held)> + '_ {
+        self.requests.in_line().enumerate().map(|(ahead, place)| {
+            let held = if ahead == 0 { self.held_first(place) } else { Held::Behind { ahead } };
+            (self.requests.get(place).id, held)
+        })
+    }
+
+    /// What the request waits for whose turn it is.
+    fn held_first(&self, place: u32) -> Held {
+        let request = self.requests.get(place);
+        if request.sequence.is_some() {
+            return Held::Leaving;
+        }
+        let running = self.sequences.running.len();
+        let (free, pages) = (self.pages_free, self.settings.pages);
+        let needed = pages_for(request.length()) + self.pages_to_grow(place);
+        if !self.sequences.starved.is_empty() || free < needed {
+            return Held::Pages { needed, free, pages };
+        }
+        if self.sequences.prefilling.is_some() {
+            return Held::Prompt;
+        }
+        if running == self.settings.sequences_max as usize {
+            return Held::Places { running };
+        }
+        if self.chunk_rows(request.length()).is_none() { Held::Rows } else { Held::Nothing }
+    }
+
+    /// What a sequence waits for that has no row under way.
+    pub fn held_sequence(&self, sequence: SequenceId) -> Held {
+        match self.sequences.get(sequence).state {
+            State::Leaving => Held::Leaving,
+            State::Starved => Held::Pages { needed: 1, free: self.pages_free, pages: self.settings.pages },
+            State::Ready | State::Prefilling => Held::Rows,
+            State::Sampling | State::Free => Held::Nothing,
+        }
+    }
+}
