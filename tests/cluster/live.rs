@@ -11,7 +11,7 @@ use coordinator::control::membership::MembershipSettings;
 use coordinator::control::placer::PlacerSettings;
 use coordinator::control::rebalance::RebalanceSettings;
 use coordinator::data::flow::Forwarding;
-use coordinator::data::request::{Event, Submission};
+use coordinator::data::request::{Event, Priority, Submission};
 use coordinator::generation::{FinishReason, Generation, Request, Token};
 use coordinator::start::{Arbiters, Coordinator, Settings, endpoint, start};
 use model::kernel::{Kernels, NumericClass};
@@ -130,11 +130,14 @@ impl Live {
         let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
         let deadline = Instant::now() + PATIENCE;
         let within_ms = PATIENCE.as_millis() as u64;
-        self.coordinator.submit(Submission { generation, deadline, within_ms, events }).await;
+        self.coordinator
+            .submit(Submission { generation, priority: Priority::default(), deadline, within_ms, events })
+            .await;
         let mut tokens = Vec::new();
         while let Some(event) = heard.recv().await {
             match event {
                 Event::Step { token, .. } => tokens.extend(token),
+                Event::Cached(_) => {}
                 Event::End(reason) => return (tokens, Some(reason)),
                 Event::Failed(why) => panic!("{why}"),
             }

@@ -5,6 +5,7 @@ mod conductor;
 mod forwarding;
 mod live;
 mod oracle;
+mod pages;
 mod shards;
 mod unruly;
 

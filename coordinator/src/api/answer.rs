@@ -70,6 +70,8 @@ pub(super) struct Answer {
     prompt: Vec<u32>,
     is_begun: bool,
     tokens_count: usize,
+    /// Tokens of the prompt that the first choice found computed.
+    cached_count: usize,
     tokenizer: Option<Tokenizer>,
     tellings: Vec<Telling>,
 }
@@ -136,6 +138,12 @@ struct Usage {
     prompt_tokens: usize,
     completion_tokens: usize,
     total_tokens: usize,
+    prompt_tokens_details: PromptDetails,
+}
+
+#[derive(Serialize)]
+struct PromptDetails {
+    cached_tokens: usize,
 }
 
 #[derive(Serialize)]
@@ -200,7 +208,18 @@ impl Answer {
         };
         let tellings = (0..choices).map(telling).collect();
         let tokenizer = tokenizer.map(|(tokenizer, _)| tokenizer);
-        Self { head, form, wanted, seed, prompt, is_begun: false, tokens_count: 0, tokenizer, tellings }
+        Self {
+            head,
+            form,
+            wanted,
+            seed,
+            prompt,
+            is_begun: false,
+            tokens_count: 0,
+            cached_count: 0,
+            tokenizer,
+            tellings,
+        }
     }
 
     /// Takes a step of a choice.
@@ -210,6 +229,14 @@ impl Answer {
         self.tokens_count += usize::from(token.is_some());
         if self.wanted.token_ids || self.wanted.logprobs {
             telling.tokens.extend(token);
+        }
+    }
+
+    /// So many tokens of the prompt did not have to be computed for a choice. The first choice's count is told: others may
+    /// have found what it computed.
+    pub(super) fn set_cached(&mut self, index: usize, count: usize) {
+        if index == 0 {
+            self.cached_count = count;
         }
     }
 
@@ -297,7 +324,9 @@ impl Answer {
 
     fn usage(&self) -> Usage {
         let (prompt_tokens, completion_tokens) = (self.prompt.len(), self.tokens_count);
-        Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+        let prompt_tokens_details = PromptDetails { cached_tokens: self.cached_count };
+        let total_tokens = prompt_tokens + completion_tokens;
+        Usage { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details }
     }
 
     fn logprobs(&mut self, index: usize, tokens: &[Token]) -> LogprobsObject {
@@ -409,7 +438,8 @@ mod tests {
         let text = String::from_utf8(whole.write_whole()).unwrap();
         let expected = format!(
             "{{{HEAD},\"choices\":[{{\"index\":0,\"text\":\"ab\",\"logprobs\":null,\"finish_reason\":\"stop\"}}],\
-             \"usage\":{{\"prompt_tokens\":2,\"completion_tokens\":2,\"total_tokens\":4}},\"phalanx\":{{\"seed\":3}}}}"
+             \"usage\":{{\"prompt_tokens\":2,\"completion_tokens\":2,\"total_tokens\":4,\
+             \"prompt_tokens_details\":{{\"cached_tokens\":0}}}},\"phalanx\":{{\"seed\":3}}}}"
         );
         assert_eq!(text, expected);
 

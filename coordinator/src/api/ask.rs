@@ -14,10 +14,11 @@ use super::chat::Conversation;
 use super::fields::Fields;
 use super::prompt::Prompt;
 use super::refusal::{Refusal, quote};
+use crate::data::request::Priority;
 
 /// Tokens of a completion where nobody says, as OpenAI has it; a chat may go on to the end of the context.
 const TOKENS_MAX: u64 = 16;
-/// The most choices of one request. Each is computed like a request of its own, its prompt too.
+/// The most choices of one request. Each is computed like a request of its own.
 const CHOICES_MAX: u64 = 32;
 /// The most likeliest tokens that are told of each. Each costs a search and some bytes per token.
 const LOGPROBS_MAX: u64 = 20;
@@ -96,6 +97,7 @@ pub(super) struct Asked {
     pub(super) stream: bool,
     pub(super) include_usage: bool,
     pub(super) deadline: Duration,
+    pub(super) priority: Priority,
     pub(super) return_token_ids: bool,
 }
 
@@ -121,7 +123,7 @@ impl Asked {
         };
         let stop = stop(&fields)?;
         let (stream, include_usage) = stream(&fields)?;
-        let (deadline, return_token_ids) = extensions(&fields)?;
+        let Extensions { deadline, priority, return_token_ids } = extensions(&fields)?;
         if return_token_ids && choices > 1 {
             let message = format!(
                 "`phalanx.return_token_ids` is for one answer, and `n` is {choices}; leave one of them out"
@@ -140,6 +142,7 @@ impl Asked {
             stream,
             include_usage,
             deadline,
+            priority,
             return_token_ids,
         })
     }
@@ -320,10 +323,17 @@ fn stream(fields: &Fields<'_>) -> Result<(bool, bool), Refusal> {
     Ok((stream, flag(&options, "include_usage")?))
 }
 
-fn extensions(fields: &Fields<'_>) -> Result<(Duration, bool), Refusal> {
-    let none = (Duration::from_millis(DEADLINE_MS), false);
-    let Some(raw) = fields.raw("phalanx") else { return Ok(none) };
-    let fields = Fields::read(raw, "phalanx.", &["deadline_ms", "on_missing", "return_token_ids"])?;
+/// What OpenAI does not have.
+struct Extensions {
+    deadline: Duration,
+    priority: Priority,
+    return_token_ids: bool,
+}
+
+const EXTENSIONS: &[&str] = &["deadline_ms", "on_missing", "priority", "return_token_ids"];
+
+fn extensions(fields: &Fields<'_>) -> Result<Extensions, Refusal> {
+    let fields = Fields::read(fields.raw("phalanx").unwrap_or("{}"), "phalanx.", EXTENSIONS)?;
     let deadline = whole(&fields, "deadline_ms", 1, DEADLINE_MS_MAX)?.unwrap_or(DEADLINE_MS);
     let on_missing: Option<String> = fields.take("on_missing", "\"exact\"")?;
     match on_missing.as_deref() {
@@ -337,7 +347,16 @@ fn extensions(fields: &Fields<'_>) -> Result<(Duration, bool), Refusal> {
             return Err(Refusal::unsupported("phalanx.on_missing", message));
         }
     }
-    Ok((Duration::from_millis(deadline), flag(&fields, "return_token_ids")?))
+    let expected = format!("a whole number from -{0} to {0}", Priority::MAX);
+    let priority = match fields.take("priority", &expected)? {
+        Some(priority) => Priority::new(priority).ok_or_else(|| fields.wrong("priority", &expected))?,
+        None => Priority::default(),
+    };
+    Ok(Extensions {
+        deadline: Duration::from_millis(deadline),
+        priority,
+        return_token_ids: flag(&fields, "return_token_ids")?,
+    })
 }
 
 fn sampling(fields: &Fields<'_>, seed: u64) -> Result<Sampling, Refusal> {
@@ -405,6 +424,7 @@ mod tests {
             stream: false,
             include_usage: false,
             deadline: Duration::from_secs(600),
+            priority: Priority::default(),
             return_token_ids: false,
         };
         assert_eq!(asked.unwrap(), expected);
@@ -417,7 +437,7 @@ mod tests {
                 "min_p": 0.1, "seed": -1, "stop": ["a", "b"], "presence_penalty": 1, "frequency_penalty": -1,
                 "repetition_penalty": 1.1, "logit_bias": {"7": -100, "3": 2.5}, "logprobs": 2, "ignore_eos": true,
                 "stream": true, "stream_options": {"include_usage": true},
-                "phalanx": {"deadline_ms": 250, "on_missing": "exact", "return_token_ids": true}}"#,
+                "phalanx": {"deadline_ms": 250, "on_missing": "exact", "priority": -2, "return_token_ids": true}}"#,
         );
         let sampling = SamplingFields {
             temperature: 0.5,
@@ -442,6 +462,7 @@ mod tests {
             stream: true,
             include_usage: true,
             deadline: Duration::from_millis(250),
+            priority: Priority::new(-2).unwrap(),
             return_token_ids: true,
         };
         assert_eq!(asked.unwrap(), expected);
@@ -506,6 +527,10 @@ mod tests {
             ("phalanx.deadline_ms", "0"),
             ("phalanx.deadline_ms", "1e9"),
             ("phalanx.on_missing", "\"drop\""),
+            ("phalanx.priority", "4"),
+            ("phalanx.priority", "-4"),
+            ("phalanx.priority", "0.5"),
+            ("phalanx.priority", "\"high\""),
             ("phalanx.return_token_ids", "0"),
             ("phalanx.colour", "0"),
             ("tools", "[]"),

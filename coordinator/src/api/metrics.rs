@@ -112,7 +112,7 @@ impl Metrics {
 }
 
 /// Name, kind, where it stands in `/cluster`, and what it is.
-const OF_CLUSTER: [(&str, &str, &str, &str); 13] = [
+const OF_CLUSTER: [(&str, &str, &str, &str); 21] = [
     ("phalanx_requests_running", "gauge", "/data/running", "Requests that are being computed."),
     ("phalanx_requests_waiting", "gauge", "/data/waiting", "Requests that wait for room."),
     ("phalanx_tokens_total", "counter", "/data/tokens", "Tokens of answers."),
@@ -124,6 +124,14 @@ const OF_CLUSTER: [(&str, &str, &str, &str); 13] = [
     ("phalanx_bytes_dispatched_total", "counter", "/data/dispatched_bytes", "Bytes of frames to nodes."),
     ("phalanx_frames_returned_total", "counter", "/data/returned_frames", "Frames from nodes."),
     ("phalanx_bytes_returned_total", "counter", "/data/returned_bytes", "Bytes of frames from nodes."),
+    ("phalanx_kv_pages", "gauge", "/data/kv_pages", "KV pages."),
+    ("phalanx_kv_pages_used", "gauge", "/data/kv_pages_used", "KV pages of requests that run."),
+    ("phalanx_requests_preempted_total", "counter", "/data/preempted", "Requests that gave way to others."),
+    ("phalanx_prefix_pages", "gauge", "/data/prefix_pages", "KV pages kept for prompts that begin alike."),
+    ("phalanx_prefix_evicted_total", "counter", "/data/prefix_evicted", "Of these, given up for others."),
+    ("phalanx_prefix_begun_total", "counter", "/data/prefix_begun", "Sequences that began."),
+    ("phalanx_prefix_hits_total", "counter", "/data/prefix_hits", "Sequences that found kept pages."),
+    ("phalanx_prefix_tokens_total", "counter", "/data/prefix_tokens", "Tokens not computed for that."),
     ("phalanx_experts", "gauge", "/experts/total", "Experts of the model."),
     ("phalanx_experts_held", "gauge", "/experts/held", "Experts that have a holder."),
 ];
@@ -159,7 +167,7 @@ impl Meter {
                 histogram.add(now.saturating_duration_since(self.since));
                 (self.since, self.has_token) = (now, true);
             }
-            Event::Step { token: None, .. } => {}
+            Event::Step { token: None, .. } | Event::Cached(_) => {}
             Event::End(FinishReason::Stop) => self.end(Outcome::Stop),
             Event::End(FinishReason::Length) => self.end(Outcome::Length),
             Event::Failed(failure) => self.end(failure.into()),

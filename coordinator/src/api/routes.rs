@@ -29,7 +29,7 @@ use super::refusal::{Refusal, json_response, quote};
 use super::stream::{Choices, EventStream, Events, Guard, collect, soon};
 use super::tokens::{Detokenize, Tokenize};
 use super::{Backend, Health, Limits, Served, State};
-use crate::data::request::Submission;
+use crate::data::request::{Priority, Submission};
 use crate::generation::{Generation, Request as Answering};
 
 /// How long a stream's status waits for its first event, so that a refusal has a status of its own. Later ones are
@@ -209,12 +209,13 @@ async fn chat(Shared(app): Shared<Arc<App>>, request: Request) -> Result<Respons
 async fn answered(app: &App, form: Form, request: Request) -> Result<Response, Refusal> {
     let started = Instant::now();
     let asked = ask(app, form, request).await.inspect_err(|_| app.metrics.count(Outcome::Refused))?;
-    let (generations, answer, Told { within, is_stream }) = asked;
+    let (generations, answer, Told { within, is_stream, priority }) = asked;
     let mut choices = Vec::with_capacity(generations.len());
     for generation in generations {
         let (told, events) = mpsc::channel(Submission::events_max(generation.request().tokens_max));
         let submission = Submission {
             generation,
+            priority,
             deadline: started + within,
             within_ms: within.as_millis() as u64,
             events: told,
@@ -245,6 +246,7 @@ async fn answered(app: &App, form: Form, request: Request) -> Result<Response, R
 struct Told {
     within: Duration,
     is_stream: bool,
+    priority: Priority,
 }
 
 /// What is asked for, with nothing computed yet.
@@ -255,7 +257,7 @@ async fn ask(app: &App, form: Form, request: Request) -> Result<(Vec<Generation>
     drop(body);
     app.check_model(asked.model.as_deref())?;
     check_health(&soon(app.backend.health()).await?)?;
-    let told = Told { within: asked.deadline, is_stream: asked.stream };
+    let told = Told { within: asked.deadline, is_stream: asked.stream, priority: asked.priority };
     let (generations, answer) = prepare(app, form, asked).await?;
     Ok((generations, answer, told))
 }

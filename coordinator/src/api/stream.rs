@@ -92,7 +92,7 @@ impl Events {
             }
         };
         self.meter.handle_event(&event, std::time::Instant::now());
-        self.guard.is_over |= !matches!(event, Event::Step { .. });
+        self.guard.is_over |= matches!(event, Event::End(_) | Event::Failed(_));
         Poll::Ready(event)
     }
 }
@@ -163,6 +163,7 @@ impl EventStream {
     fn handle_event(&mut self, index: usize, event: Event, out: &mut Vec<u8>) {
         match event {
             Event::Step { token, text } => self.answer.push(index, token, &text),
+            Event::Cached(count) => self.answer.set_cached(index, count),
             Event::End(reason) => self.answer.end(index, reason),
             Event::Failed(failure) => {
                 let refusal = Refusal::from(failure).json();
@@ -216,6 +217,7 @@ pub(super) async fn collect(mut choices: Choices, mut answer: Answer) -> Result<
     while !answer.is_complete() {
         match std::future::poll_fn(|cx| choices.poll_next(cx)).await {
             (index, Event::Step { token, text }) => answer.push(index, token, &text),
+            (index, Event::Cached(count)) => answer.set_cached(index, count),
             (index, Event::End(reason)) => answer.end(index, reason),
             (_, Event::Failed(failure)) => return Err(failure.into()),
         }
