@@ -14,6 +14,7 @@ use super::chat::Conversation;
 use super::fields::Fields;
 use super::prompt::Prompt;
 use super::refusal::{Refusal, quote};
+use super::resume::digest;
 use crate::data::request::Priority;
 
 /// Tokens of a completion where nobody says, as OpenAI has it; a chat may go on to the end of the context.
@@ -99,7 +100,14 @@ pub(super) struct Asked {
     pub(super) deadline: Duration,
     pub(super) priority: Priority,
     pub(super) return_token_ids: bool,
+    /// The beginning of an answer that is to be gone on with.
+    pub(super) tokens: Option<Vec<u32>>,
+    /// Of all that decides over tokens and text but prompt and seed, as it was written.
+    pub(super) parameters: [u8; 6],
 }
+
+/// What does not decide over the answer, or is looked at by itself.
+const APART: [&str; 7] = ["model", "prompt", "messages", "seed", "stream", "stream_options", "phalanx"];
 
 impl Asked {
     /// Reads a body. `seed` is for a client that names none.
@@ -123,7 +131,7 @@ impl Asked {
         };
         let stop = stop(&fields)?;
         let (stream, include_usage) = stream(&fields)?;
-        let Extensions { deadline, priority, return_token_ids } = extensions(&fields)?;
+        let Extensions { deadline, priority, return_token_ids, tokens } = extensions(&fields)?;
         if return_token_ids && choices > 1 {
             let message = format!(
                 "`phalanx.return_token_ids` is for one answer, and `n` is {choices}; leave one of them out"
@@ -144,8 +152,17 @@ impl Asked {
             deadline,
             priority,
             return_token_ids,
+            tokens,
+            parameters: parameters(form, &fields),
         })
     }
+}
+
+fn parameters(form: Form, fields: &Fields<'_>) -> [u8; 6] {
+    let mut named: Vec<_> = fields.all().filter(|(name, _)| !APART.contains(name)).collect();
+    named.sort_unstable();
+    let words = named.iter().flat_map(|(name, raw)| [name.as_bytes(), raw.as_bytes()]);
+    digest(&[form.prefix().as_bytes()].into_iter().chain(words).collect::<Vec<_>>())
 }
 
 /// A body as text.
@@ -328,9 +345,10 @@ struct Extensions {
     deadline: Duration,
     priority: Priority,
     return_token_ids: bool,
+    tokens: Option<Vec<u32>>,
 }
 
-const EXTENSIONS: &[&str] = &["deadline_ms", "on_missing", "priority", "return_token_ids"];
+const EXTENSIONS: &[&str] = &["deadline_ms", "on_missing", "priority", "return_token_ids", "tokens"];
 
 fn extensions(fields: &Fields<'_>) -> Result<Extensions, Refusal> {
     let fields = Fields::read(fields.raw("phalanx").unwrap_or("{}"), "phalanx.", EXTENSIONS)?;
@@ -356,6 +374,7 @@ fn extensions(fields: &Fields<'_>) -> Result<Extensions, Refusal> {
         deadline: Duration::from_millis(deadline),
         priority,
         return_token_ids: flag(&fields, "return_token_ids")?,
+        tokens: fields.take("tokens", "a list of token ids")?,
     })
 }
 
@@ -426,6 +445,11 @@ mod tests {
             deadline: Duration::from_secs(600),
             priority: Priority::default(),
             return_token_ids: false,
+            tokens: None,
+            // Other values than none are parameters all the same.
+            parameters: read(r#"{"prompt": "y", "suffix": null, "echo": false, "best_of": 1, "n": 1}"#)
+                .unwrap()
+                .parameters,
         };
         assert_eq!(asked.unwrap(), expected);
     }
@@ -437,8 +461,10 @@ mod tests {
                 "min_p": 0.1, "seed": -1, "stop": ["a", "b"], "presence_penalty": 1, "frequency_penalty": -1,
                 "repetition_penalty": 1.1, "logit_bias": {"7": -100, "3": 2.5}, "logprobs": 2, "ignore_eos": true,
                 "stream": true, "stream_options": {"include_usage": true},
-                "phalanx": {"deadline_ms": 250, "on_missing": "exact", "priority": -2, "return_token_ids": true}}"#,
+                "phalanx": {"deadline_ms": 250, "on_missing": "exact", "priority": -2, "return_token_ids": true,
+                            "tokens": [9, 8]}}"#,
         );
+        let asked = asked.unwrap();
         let sampling = SamplingFields {
             temperature: 0.5,
             top_p: 0.9,
@@ -464,8 +490,10 @@ mod tests {
             deadline: Duration::from_millis(250),
             priority: Priority::new(-2).unwrap(),
             return_token_ids: true,
+            tokens: Some(vec![9, 8]),
+            parameters: asked.parameters,
         };
-        assert_eq!(asked.unwrap(), expected);
+        assert_eq!(asked, expected);
     }
 
     #[test]
@@ -531,6 +559,8 @@ mod tests {
             ("phalanx.priority", "-4"),
             ("phalanx.priority", "0.5"),
             ("phalanx.priority", "\"high\""),
+            ("phalanx.tokens", "[-1]"),
+            ("phalanx.tokens", "\"x\""),
             ("phalanx.return_token_ids", "0"),
             ("phalanx.colour", "0"),
             ("tools", "[]"),

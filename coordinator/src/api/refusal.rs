@@ -44,6 +44,11 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "unsupported_parameter", message).of(param)
     }
 
+    /// What was begun cannot be gone on with: `what` differs.
+    pub(super) fn conflict(what: &str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "resume_conflict", message).of(what)
+    }
+
     /// Names the parameter.
     pub(super) fn of(mut self, param: &str) -> Self {
         self.param = Some(quote(param));
