@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use coordinator::api::Backend;
-use coordinator::data::request::{Event, Submission};
+use coordinator::data::request::{Event, Priority, Submission};
 use coordinator::generation::{Generation, Request, Token};
 use coordinator::start::Coordinator;
 use model::kv::Sequence;
@@ -74,7 +74,13 @@ pub(crate) async fn ask_all(
         let (events, heard) = mpsc::channel(Submission::events_max(question.tokens_max));
         let within_ms = WITHIN.as_millis() as u64;
         let deadline = Instant::now() + WITHIN;
-        let submission = Submission { generation: generation(question)?, deadline, within_ms, events };
+        let submission = Submission {
+            generation: generation(question)?,
+            priority: Priority::default(),
+            deadline,
+            within_ms,
+            events,
+        };
         coordinator.submit(submission).await;
         asked.push(heard);
     }
@@ -84,6 +90,7 @@ pub(crate) async fn ask_all(
         loop {
             match heard.recv().await {
                 Some(Event::Step { token, .. }) => tokens.extend(token),
+                Some(Event::Cached(_)) => {}
                 Some(Event::End(_)) => break,
                 Some(Event::Failed(why)) => return Err(format!("request {number} failed: {why}").into()),
                 None => return Err(format!("request {number} was dropped: the coordinator has ended").into()),

@@ -28,6 +28,11 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// The largest answer that is taken: the state of thousands of experts is some megabytes.
 const BODY_BYTES_MAX: usize = 64 << 20;
+/// How often in a row a stream that was cut is gone on with in vain.
+const TRIES_MAX: u32 = 6;
+/// Before the first of these tries; before each further one twice as long: some six seconds in all, in which a coordinator
+/// that was restarted is there again.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// How often a cluster that loads is asked how far it is.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -100,12 +105,19 @@ pub(crate) struct Served {
 pub(crate) struct Remote {
     url: ClusterUrl,
     runtime: Runtime,
+    /// Whoever asks does not want to hear of answers that were cut and went on.
+    is_quiet: bool,
 }
 
 impl Remote {
     pub(crate) fn new(url: &ClusterUrl) -> Result<Self, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { url: url.clone(), runtime })
+        Ok(Self { url: url.clone(), runtime, is_quiet: false })
+    }
+
+    /// The same, that says nothing of answers that were cut and went on.
+    pub(crate) fn quiet(self) -> Self {
+        Self { is_quiet: true, ..self }
     }
 
     pub(crate) fn url(&self) -> &ClusterUrl {
@@ -114,7 +126,7 @@ impl Remote {
 
     /// The state of the cluster, within [`Remote::wait`]; an error if nobody tells it now.
     pub(crate) async fn cluster_now(&self) -> Result<Value, Failure> {
-        let response = self.send("GET", "/cluster", None).await?;
+        let response = self.send("GET", "/cluster", None, None).await?;
         Ok(serde_json::from_slice(&self.collect(response).await?)?)
     }
 
@@ -218,45 +230,90 @@ impl Remote {
         self.wait(self.events(path, body, take))
     }
 
-    /// The same within [`Remote::wait`]; whoever drops it ends the answer.
+    /// The same within [`Remote::wait`]; whoever drops it ends the answer. A stream that is cut after an event with an id is gone
+    /// on with after that event, as if nothing had been.
     pub(crate) async fn events(
         &self,
         path: &str,
         body: &Value,
         mut take: impl FnMut(&str) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let response = self.send("POST", path, Some(body.to_string())).await?;
+        let (mut last, mut tries) = (None, 0);
+        loop {
+            let before = last.clone();
+            let why = match self.events_after(path, body, &mut last, &mut take).await {
+                Ok(()) => return Ok(()),
+                Err(Broken::ForGood(why)) => return Err(why),
+                Err(Broken::OnTheWay(why)) => why,
+            };
+            tries = if last == before { tries } else { 0 };
+            if last.is_none() || tries == TRIES_MAX {
+                return Err(why);
+            }
+            let pause = TRY_AGAIN * 2_u32.pow(tries);
+            tries += 1;
+            if self.is_quiet {
+                tokio::time::sleep(pause).await;
+                continue;
+            }
+            eprintln!(
+                "note: the answer of {} was cut; going on where it was, try {tries} of {TRIES_MAX}",
+                self.url
+            );
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// One try at it, from after event `last` on, which becomes the last one taken.
+    async fn events_after(
+        &self,
+        path: &str,
+        body: &Value,
+        last: &mut Option<String>,
+        take: &mut impl FnMut(&str) -> Result<(), Failure>,
+    ) -> Result<(), Broken> {
+        let sent = self.send("POST", path, Some(body.to_string()), last.as_deref()).await;
+        let response = sent.map_err(Broken::OnTheWay)?;
         let status = response.status();
         if status != StatusCode::OK {
-            let body = self.collect(response).await?;
+            let body = self.collect(response).await.map_err(Broken::OnTheWay)?;
             let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-            return Err(self.refusal(status, &body));
+            let refusal = self.refusal(status, &body);
+            return Err(match status {
+                StatusCode::SERVICE_UNAVAILABLE => Broken::OnTheWay(refusal),
+                _ => Broken::ForGood(refusal),
+            });
         }
         let mut body = response.into_body();
         let mut lines = Lines::default();
+        let mut id = None;
         loop {
-            let frame = match self.in_time(body.frame()).await? {
-                None => return Err(self.cut("it ended")),
-                Some(Err(error)) => return Err(self.cut(&error.to_string())),
+            let frame = match self.in_time(body.frame()).await.map_err(Broken::OnTheWay)? {
+                None => return Err(Broken::OnTheWay(self.cut("it ended"))),
+                Some(Err(error)) => return Err(Broken::OnTheWay(self.cut(&error.to_string()))),
                 Some(Ok(frame)) => frame,
             };
             lines.push(frame.data_ref().map_or(&[], |data| data));
             while let Some(line) = lines.next() {
+                if let Some(named) = line.strip_prefix("id:") {
+                    id = Some(named.trim().to_owned());
+                }
                 let Some(data) = line.strip_prefix("data:") else { continue };
                 match data.trim_start() {
                     "[DONE]" => return Ok(()),
-                    event => take(event)?,
+                    event => take(event).map_err(Broken::ForGood)?,
                 }
+                *last = id.take().or(last.take());
             }
             if lines.rest.len() > BODY_BYTES_MAX {
-                return Err(self.stranger("it sends a line without end"));
+                return Err(Broken::ForGood(self.stranger("it sends a line without end")));
             }
         }
     }
 
     fn get(&self, path: &str) -> Result<(StatusCode, Value), Failure> {
         let (status, body) = self.runtime.block_on(async {
-            let response = self.send("GET", path, None).await?;
+            let response = self.send("GET", path, None, None).await?;
             Ok::<_, Failure>((response.status(), self.collect(response).await?))
         })?;
         match serde_json::from_slice(&body) {
@@ -270,6 +327,7 @@ impl Remote {
         method: &str,
         path: &str,
         body: Option<String>,
+        last: Option<&str>,
     ) -> Result<Response<Incoming>, Failure> {
         let ClusterUrl { host, port, prefix } = &self.url;
         // An IPv6 address stands in brackets in a URL, and without them everywhere else.
@@ -287,12 +345,15 @@ impl Remote {
         stream.set_nodelay(true)?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(format!("{prefix}{path}"))
             .header(header::HOST, format!("{host}:{port}"))
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body.unwrap_or_default())))?;
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())))?;
         match self.in_time(sender.send_request(request)).await? {
             Ok(response) => Ok(response),
             Err(error) if error.is_parse() => Err(self.stranger("it does not speak HTTP")),
@@ -343,6 +404,14 @@ impl Remote {
             None => self.stranger(&status.to_string()),
         }
     }
+}
+
+/// Why a stream has not come to its end.
+enum Broken {
+    /// It may be gone on with.
+    OnTheWay(Failure),
+    /// It would end so again.
+    ForGood(Failure),
 }
 
 /// The lines of a body that comes in pieces.

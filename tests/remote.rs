@@ -7,8 +7,10 @@ mod program;
 mod server;
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -309,4 +311,62 @@ fn a_chat_is_interrupted() {
     assert_eq!(&end, b"\n");
     interrupt(&child);
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// Stands between clients and a server, and cuts the first answers to POST after so many bytes each. Counts those who came to go
+/// on.
+fn cutting_proxy(server: &Server, cuts: Vec<usize>) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let address = server.url().strip_prefix("http://").unwrap().to_owned();
+    let resumed = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&resumed);
+    std::thread::spawn(move || {
+        let mut cuts = cuts.into_iter();
+        for client in listener.incoming() {
+            let (mut client, mut upstream) = (client.unwrap(), TcpStream::connect(&address).unwrap());
+            let mut head = vec![0; 64 << 10];
+            let length = client.read(&mut head).unwrap();
+            let text = String::from_utf8_lossy(&head[..length]).into_owned();
+            count.fetch_add(usize::from(text.contains("last-event-id:")), Ordering::SeqCst);
+            upstream.write_all(&head[..length]).unwrap();
+            let limit = if text.starts_with("POST") { cuts.next() } else { None };
+            let (mut asks, mut asked) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut asks, &mut asked));
+            std::thread::spawn(move || {
+                // An error is a client that has heard enough.
+                let _ = std::io::copy(&mut (&upstream).take(limit.unwrap_or(usize::MAX) as u64), &mut client);
+                let _ = client.shutdown(Shutdown::Both);
+                let _ = upstream.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    (url, resumed)
+}
+
+/// Connections that break now and then are not seen in an answer: the client goes on where it was, and says so beside it.
+#[test]
+fn a_cut_answer_is_gone_on_with() {
+    let server = Server::start();
+    let arguments =
+        ["--prompt", "x", "--temperature", "4", "--seed", "5", "--max-tokens", "60", "--ignore-eos"];
+    let whole = stdout(&[&["generate", "--cluster", &server.url()], &arguments[..]].concat());
+    let cuts = vec![900, 1_500, 700, 2_345];
+    let (url, resumed) = cutting_proxy(&server, cuts.clone());
+    let output = phalanx(&[&["generate", "--cluster", &url], &arguments[..]].concat());
+    assert!(output.status.success(), "{}", shown(&output));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), whole, "{}", shown(&output));
+    let notes = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(notes.matches("going on where it was").count(), cuts.len(), "{notes}");
+
+    let mut child = command(&["chat", "--cluster", &url, "--temperature", "0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"sort 7315=\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "1357;\n", "{}", shown(&output));
+    assert_eq!(resumed.load(Ordering::SeqCst), cuts.len());
 }

@@ -105,6 +105,16 @@ pub struct Config {
     #[arg(long, value_name = "BYTES", env = "PHALANX_COORDINATOR_KV_MEMORY")]
     pub kv_memory: Option<Bytes>,
 
+    /// Whether keys and values of prompts and answers are kept in that memory for prompts that begin alike, as long as it is
+    /// not needed otherwise. The answers are the same. Default: on.
+    #[arg(long, value_name = "HOW", env = "PHALANX_COORDINATOR_PREFIX_CACHE")]
+    pub prefix_cache: Option<PrefixCacheChoice>,
+
+    /// Requests that may wait for their turn; one more is told to come again later. Each keeps its prompt in memory.
+    /// Default: 4096.
+    #[arg(long, value_name = "N", env = "PHALANX_COORDINATOR_QUEUE_MAX")]
+    pub queue_max: Option<QueueMax>,
+
     /// Where this coordinator keeps what it must remember: its term, digests of its checkpoint.
     #[arg(long, value_name = "DIR", env = "PHALANX_COORDINATOR_DATA")]
     pub data: Option<PathBuf>,
@@ -182,6 +192,43 @@ pub enum RebalanceChoice {
     Off,
 }
 
+/// Whether what was computed of prompts is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrefixCacheChoice {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+/// Requests that may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "u64")]
+pub struct QueueMax(pub u32);
+
+impl TryFrom<u64> for QueueMax {
+    type Error = String;
+
+    fn try_from(count: u64) -> Result<Self, String> {
+        match u32::try_from(count) {
+            Ok(count @ 1..=65_536) => Ok(Self(count)),
+            _ => Err(format!("{count} requests that may wait; from 1 to 65536 are supported")),
+        }
+    }
+}
+
+impl std::str::FromStr for QueueMax {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let count: u64 = text
+            .parse()
+            .map_err(|_| format!("`{text}` is not a number of requests; write for example 1000"))?;
+        count.try_into()
+    }
+}
+
 /// Seconds from one look to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(try_from = "u64")]
@@ -254,6 +301,8 @@ impl Settings for Config {
             forwarding: self.forwarding.or(below.forwarding),
             rows_in_flight: self.rows_in_flight.or(below.rows_in_flight),
             kv_memory: self.kv_memory.or(below.kv_memory),
+            prefix_cache: self.prefix_cache.or(below.prefix_cache),
+            queue_max: self.queue_max.or(below.queue_max),
             data: self.data.or(below.data),
             certs: self.certs.or(below.certs),
             authority: self.authority.or(below.authority),
@@ -292,6 +341,8 @@ impl Config {
         DataSettings {
             rows_in_flight_max: self.rows_in_flight.unwrap_or(defaults.rows_in_flight_max),
             kv_bytes: usize::try_from(kv_bytes).unwrap_or(usize::MAX),
+            prefix_cache: self.prefix_cache != Some(PrefixCacheChoice::Off),
+            queue_max: self.queue_max.map_or(defaults.queue_max, |QueueMax(count)| count),
             forwarding: self.forwarding.unwrap_or(ForwardingChoice::Auto).choice(),
             shared_cores,
             dense_out: self.dense_out(),
@@ -349,6 +400,8 @@ mod tests {
             failure_domain = "rack"
             forwarding = "whole"
             kv_memory = "1.5G"
+            prefix_cache = "off"
+            queue_max = 7
             numeric_class = "portable"
             cores = "0,4-5"
             log = "json"
@@ -361,6 +414,9 @@ mod tests {
             (data.kv_bytes, data.forwarding, data.dense_out),
             (3 << 29, Choice::Always(Forwarding::Whole), true)
         );
+        assert_eq!((data.prefix_cache, data.queue_max), (false, 7));
+        let defaults = Config::default().data_settings(false);
+        assert_eq!((defaults.prefix_cache, defaults.queue_max), (true, 4096));
         assert_eq!(config.shards, Some(2));
         let placer = config.placer_settings(3);
         assert_eq!((placer.policy, placer.constraints.replicas_min), (Policy::Pack, 2));

@@ -32,8 +32,8 @@ fn an_answer_is_that_of_the_plain_loop() {
     assert_eq!(found["phalanx"]["prompt_token_ids"], json!(prompt));
     assert_eq!(found["phalanx"]["token_ids"], json!(tokens));
     assert_eq!(found["choices"][0]["finish_reason"], "length");
-    let usage =
-        json!({"prompt_tokens": prompt.len(), "completion_tokens": 12, "total_tokens": prompt.len() + 12});
+    let usage = json!({"prompt_tokens": prompt.len(), "completion_tokens": 12, "total_tokens": prompt.len() + 12,
+        "prompt_tokens_details": {"cached_tokens": 0}});
     assert_eq!(found["usage"], usage);
     assert_eq!((&found["object"], &found["model"]), (&json!("text_completion"), &json!("demo")));
     let logprobs = &found["choices"][0]["logprobs"];
@@ -353,7 +353,7 @@ fn who_cannot_be_served_now_hears_when_to_come_again() {
     server.set_busy(true);
     let answer = completion(&server, &body);
     assert_eq!(answer.status, 429);
-    assert!(answer.headers.contains("retry-after: 1") && answer.text().contains("rate_limit_error"));
+    assert!(answer.headers.contains("retry-after: 9") && answer.text().contains("rate_limit_error"));
     server.set_busy(false);
     server.set_state(State::Loading, "12 of 64 experts have no holder; nodes: 2");
     let (answer, health) = (completion(&server, &body), server.get("/health"));

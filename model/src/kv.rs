@@ -9,6 +9,9 @@
 //!
 //! A latent (MLA) is both key and value and is kept once, as values; its rotated part is a key.
 //! In class `f32` an element is an f32 and pairs fall away: `[width][16]` and `[PAGE][16]`.
+//!
+//! Sequences that begin alike can share their first whole pages. A page that was shared once is never written again by
+//! anybody, so nobody reads what another writes; it is free when the last who holds it has let go of it.
 
 use std::fmt;
 
@@ -92,6 +95,8 @@ pub struct KvCache {
     region: Region,
     fresh: u32,
     returned: Vec<u32>,
+    /// By page: the sequences and [`SharedPage`]s that hold it.
+    holders: Vec<u32>,
 }
 
 impl fmt::Debug for KvCache {
@@ -109,7 +114,13 @@ impl fmt::Debug for KvCache {
 pub struct Sequence {
     pages: Vec<u32>,
     length: usize,
+    /// So many of the first pages may have other holders, and are not written any more.
+    shared: usize,
 }
+
+/// A whole page that is kept for sequences which begin alike. It goes back by [`KvCache::forget`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct SharedPage(u32);
 
 impl Sequence {
     /// Positions written so far.
@@ -120,6 +131,11 @@ impl Sequence {
     /// Whether nothing was written.
     pub fn is_empty(&self) -> bool {
         self.length == 0
+    }
+
+    /// The first position that may be written: those before lie in pages that may have other holders.
+    pub fn writable_from(&self) -> usize {
+        self.shared * PAGE
     }
 }
 
@@ -134,7 +150,9 @@ impl KvCache {
         let (layers, page_bytes) = Self::layout(spec, row);
         let pages = (bytes / page_bytes).clamp(1, u32::MAX as usize);
         let region = Region::new(pages * page_bytes);
-        Self { layers, row, page_bytes, pages, region, fresh: 0, returned: Vec::new() }
+        // Touched only as it is used, like the pages.
+        let holders = vec![0; pages];
+        Self { layers, row, page_bytes, pages, region, fresh: 0, returned: Vec::new(), holders }
     }
 
     fn layout(spec: &Spec, row: RowType) -> (Vec<LayerKv>, usize) {
@@ -183,15 +201,75 @@ impl KvCache {
                 self.fresh += 1;
                 self.fresh - 1
             });
+            self.holders[page as usize] = 1;
             sequence.pages.push(page);
         }
         sequence.length += count;
         Ok(())
     }
 
-    /// Takes a sequence's pages back.
+    /// Takes a sequence's pages back, but for those that others hold.
     pub fn release(&mut self, sequence: Sequence) {
-        self.returned.extend(sequence.pages);
+        for page in sequence.pages {
+            self.let_go(page);
+        }
+    }
+
+    /// Keeps page `index` of a sequence, which must be whole, for others that begin alike. Neither it nor any page before it
+    /// is written from now on; those before it must have been shared already.
+    pub fn share(&mut self, sequence: &mut Sequence, index: usize) -> SharedPage {
+        assert!(
+            (index + 1) * PAGE <= sequence.length,
+            "page {index} of {} positions is whole",
+            sequence.length
+        );
+        assert!(index <= sequence.shared, "pages are shared one after the other");
+        sequence.shared = sequence.shared.max(index + 1);
+        let page = sequence.pages[index];
+        self.holders[page as usize] += 1;
+        SharedPage(page)
+    }
+
+    /// Makes a sequence longer by a page that is there already. All that it has must be such pages.
+    pub fn adopt(&mut self, sequence: &mut Sequence, shared: &SharedPage) {
+        assert_eq!(sequence.length, sequence.shared * PAGE, "what comes before a shared page is shared");
+        self.hold(shared);
+        sequence.pages.push(shared.0);
+        sequence.length += PAGE;
+        sequence.shared += 1;
+    }
+
+    /// Takes back a sequence's own page for one that holds the same. It must be whole, and the first that is not shared.
+    pub fn replace(&mut self, sequence: &mut Sequence, index: usize, shared: &SharedPage) {
+        assert!(
+            (index + 1) * PAGE <= sequence.length,
+            "page {index} of {} positions is whole",
+            sequence.length
+        );
+        assert_eq!(index, sequence.shared, "pages are shared one after the other");
+        self.hold(shared);
+        let own = std::mem::replace(&mut sequence.pages[index], shared.0);
+        sequence.shared += 1;
+        self.let_go(own);
+    }
+
+    /// A page is kept no longer. Sequences that have it have it still.
+    pub fn forget(&mut self, shared: SharedPage) {
+        self.let_go(shared.0);
+    }
+
+    fn hold(&mut self, shared: &SharedPage) {
+        let holders = &mut self.holders[shared.0 as usize];
+        assert!(*holders > 0, "a page that is kept has a holder");
+        *holders += 1;
+    }
+
+    fn let_go(&mut self, page: u32) {
+        let holders = &mut self.holders[page as usize];
+        *holders -= 1;
+        if *holders == 0 {
+            self.returned.push(page);
+        }
     }
 
     /// What layer `layer` keeps.

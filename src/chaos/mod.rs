@@ -133,7 +133,7 @@ impl Chaos {
             folder,
         };
         let processes = Processes::start(settings)?;
-        let remote = Rc::new(Remote::new(&processes.url)?);
+        let remote = Rc::new(Remote::new(&processes.url)?.quiet());
         remote.wait_until_served(FORMING_MAX)?;
         let heard = Heard { news: vec![Vec::new(); self.streams as usize], ..Heard::default() };
         let heard = Rc::new(RefCell::new(heard));

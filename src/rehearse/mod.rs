@@ -296,6 +296,8 @@ impl Rehearse {
                     forwarding: Choice::Always(Forwarding::Whole),
                     shared_cores: true,
                     dense_out: true,
+                    // What is measured is computing.
+                    prefix_cache: false,
                     ..DataSettings::default()
                 },
                 placer: PlacerSettings {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use actix::{Actor, Addr};
 use coordinator::data::actor::{DataActor, DataLink, Observation, Opened, Published, Submit};
 use coordinator::data::ids::LinkId;
-use coordinator::data::request::{Event, Submission};
+use coordinator::data::request::{Event, Priority, Submission};
 use coordinator::data::start::{DataSettings, data_actor, room};
 use coordinator::generation::{FinishReason, Generation, Request, Token};
 use coordinator::placement::{NodeId, Placement, Replica, Seat};
@@ -150,7 +150,8 @@ impl Conductor {
         let (events, mut heard) = mpsc::channel(Submission::events_max(request.tokens_max));
         let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
         let deadline = Instant::now() + Duration::from_secs(60);
-        let submission = Submission { generation, deadline, within_ms: 60_000, events };
+        let submission =
+            Submission { generation, priority: Priority::default(), deadline, within_ms: 60_000, events };
         self.data.send(Submit(submission)).await.unwrap();
         let mut tokens = Vec::new();
         while let Some(event) = heard.recv().await {
@@ -159,6 +160,7 @@ impl Conductor {
                     tokens.extend(token);
                     heard_so_far(tokens.len());
                 }
+                Event::Cached(_) => {}
                 Event::End(reason) => return (tokens, Some(reason)),
                 Event::Failed(why) => panic!("{why}"),
             }

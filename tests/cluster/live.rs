@@ -11,7 +11,7 @@ use coordinator::control::membership::MembershipSettings;
 use coordinator::control::placer::PlacerSettings;
 use coordinator::control::rebalance::RebalanceSettings;
 use coordinator::data::flow::Forwarding;
-use coordinator::data::request::{Event, Submission};
+use coordinator::data::request::{Event, Priority, Submission};
 use coordinator::generation::{FinishReason, Generation, Request, Token};
 use coordinator::start::{Arbiters, Coordinator, Settings, endpoint, start};
 use model::kernel::{Kernels, NumericClass};
@@ -112,11 +112,14 @@ impl Live {
         let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
         let deadline = Instant::now() + PATIENCE;
         let within_ms = PATIENCE.as_millis() as u64;
-        self.coordinator.submit(Submission { generation, deadline, within_ms, events }).await;
+        self.coordinator
+            .submit(Submission { generation, priority: Priority::default(), deadline, within_ms, events })
+            .await;
         let mut tokens = Vec::new();
         while let Some(event) = heard.recv().await {
             match event {
                 Event::Step { token, .. } => tokens.extend(token),
+                Event::Cached(_) => {}
                 Event::End(reason) => return (tokens, Some(reason)),
                 Event::Failed(why) => panic!("{why}"),
             }
@@ -197,7 +200,15 @@ fn an_expert_without_a_holder_is_named_with_who_left() {
         let (events, mut heard) = tokio::sync::mpsc::channel(Submission::events_max(request.tokens_max));
         let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
         let deadline = Instant::now() + PATIENCE;
-        asked.submit(Submission { generation, deadline, within_ms: 60_000, events }).await;
+        asked
+            .submit(Submission {
+                generation,
+                deadline,
+                within_ms: 60_000,
+                events,
+                priority: Priority::default(),
+            })
+            .await;
         assert!(matches!(heard.recv().await, Some(Event::Step { .. })), "it has begun");
         live.nodes[0].stop().await;
         let until = Instant::now() + PATIENCE;

@@ -6,6 +6,7 @@ mod forwarding;
 mod live;
 mod nodes;
 mod oracle;
+mod pages;
 mod shards;
 mod unruly;
 mod why;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use coordinator::data::actor::{Ask, Submit};
 use coordinator::data::exchange::{Held, Wait};
 use coordinator::data::flow::Forwarding;
-use coordinator::data::request::{Event, Failure, RequestId, Submission};
+use coordinator::data::request::{Event, Failure, Priority, RequestId, Submission};
 use coordinator::data::scheduler;
 use coordinator::data::start::DataSettings;
 use coordinator::data::why::{AtExpert, Cause, Other, Waiting, Why};
@@ -73,7 +73,13 @@ impl Case {
         let (events, heard) = mpsc::channel(Submission::events_max(request.tokens_max));
         let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
         let within_ms = within.as_millis() as u64;
-        let submission = Submission { generation, deadline: Instant::now() + within, within_ms, events };
+        let submission = Submission {
+            generation,
+            deadline: Instant::now() + within,
+            within_ms,
+            events,
+            priority: Priority::default(),
+        };
         (self.cluster.data.send(Submit(submission)).await.unwrap(), heard)
     }
 
@@ -185,7 +191,7 @@ fn who_is_late_hears_what_was_missing() {
         let failure = loop {
             match heard.recv().await.unwrap() {
                 Event::Failed(failure) => break failure,
-                Event::Step { .. } => {}
+                Event::Step { .. } | Event::Cached(_) => {}
                 Event::End(_) => panic!("it needs the expert"),
             }
         };

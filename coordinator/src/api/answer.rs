@@ -11,6 +11,7 @@ use model::text::{TextStream, Tokenizer};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::resume::{EventId, Place, Stream, TokensSum};
 use crate::generation::{FinishReason, Token};
 
 /// What is the same in every chunk of an answer.
@@ -72,7 +73,13 @@ pub(super) struct Answer {
     prompt: Vec<u32>,
     is_begun: bool,
     tokens_count: usize,
+    /// Tokens of the prompt that the first choice found computed.
+    cached_count: usize,
     tokenizer: Option<Tokenizer>,
+    /// What the ids of a stream have in common.
+    stream: Option<Stream>,
+    /// Which choice is the first of `tellings`.
+    first_choice: usize,
     tellings: Vec<Telling>,
 }
 
@@ -87,7 +94,23 @@ struct Telling {
     /// Where each token's text begins, which only the tokens before it can say.
     pieces: Option<TextStream>,
     offset: usize,
+    /// How far it has got.
+    steps: Steps,
+    /// Up to where its client has it already.
+    told: Option<Steps>,
 }
+
+/// How far a choice has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Steps {
+    tokens_count: u32,
+    tokens: TokensSum,
+    is_flushed: bool,
+}
+
+/// What is computed again is not what was told: there is no way to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Astray;
 
 #[derive(Serialize)]
 struct Object<'a> {
@@ -138,6 +161,12 @@ struct Usage {
     prompt_tokens: usize,
     completion_tokens: usize,
     total_tokens: usize,
+    prompt_tokens_details: PromptDetails,
+}
+
+#[derive(Serialize)]
+struct PromptDetails {
+    cached_tokens: usize,
 }
 
 #[derive(Serialize)]
@@ -207,22 +236,104 @@ impl Answer {
         };
         let tellings = (0..choices).map(telling).collect();
         let tokenizer = tokenizer.map(|(tokenizer, _)| tokenizer);
-        Self { head, form, wanted, seed, prompt, is_begun: false, tokens_count: 0, tokenizer, tellings }
+        Self {
+            head,
+            form,
+            wanted,
+            seed,
+            prompt,
+            is_begun: false,
+            tokens_count: 0,
+            cached_count: 0,
+            tokenizer,
+            stream: None,
+            first_choice: 0,
+            tellings,
+        }
     }
 
-    /// Takes a step of a choice.
-    pub(super) fn push(&mut self, index: usize, token: Option<Token>, text: &str) {
+    /// The same with an id for each event.
+    pub(super) fn with_ids(mut self, stream: Stream) -> Self {
+        self.stream = Some(stream);
+        self
+    }
+
+    /// Goes on where a client has this one choice already, as if all before had been told. `tokens` come from the client and will
+    /// not come again.
+    pub(super) fn resumed(mut self, place: &Place, tokens: &[u32]) -> Self {
+        let Place { choice, tokens_count, tokens: sum, is_flushed, .. } = *place;
+        (self.first_choice, self.is_begun) = (choice, true);
+        self.tellings[0].is_begun = true;
+        self.tellings[0].told = Some(Steps { tokens_count, tokens: sum, is_flushed });
+        for id in tokens {
+            self.take_step(0, Some(*id));
+            self.tellings[0].pass_over(*id);
+        }
+        self
+    }
+
+    /// What is told of a choice of which nothing is left to compute: its end, if there is a reason for it, and that of the stream.
+    pub(super) fn write_rest(&mut self, reason: Option<FinishReason>) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.tellings[0].finish = reason;
+        match reason {
+            Some(_) => self.write_chunk(0, &mut out),
+            None => {
+                // All of its tokens were told.
+                self.tokens_count = self.tellings[0].told.map_or(0, |told| told.tokens_count as usize);
+                self.write_end(&mut out);
+            }
+        }
+        out
+    }
+
+    /// Takes a step of a choice. What its client has is not told again.
+    pub(super) fn push(&mut self, index: usize, token: Option<Token>, text: &str) -> Result<(), Astray> {
+        self.take_step(index, token.as_ref().map(|token| token.id));
         let telling = &mut self.tellings[index];
+        if let Some(told) = telling.told {
+            let Steps { tokens_count, tokens, is_flushed } = telling.steps;
+            if (tokens_count, is_flushed) <= (told.tokens_count, told.is_flushed) {
+                let is_there = tokens_count == told.tokens_count;
+                token.iter().for_each(|token| telling.pass_over(token.id));
+                return if is_there && tokens != told.tokens { Err(Astray) } else { Ok(()) };
+            }
+        }
         telling.text += text;
-        self.tokens_count += usize::from(token.is_some());
         if self.wanted.token_ids || self.wanted.logprobs || !self.wanted.experts.is_empty() {
             telling.tokens.extend(token);
+        }
+        Ok(())
+    }
+
+    fn take_step(&mut self, index: usize, id: Option<u32>) {
+        let steps = &mut self.tellings[index].steps;
+        match id {
+            Some(id) => {
+                steps.tokens_count += 1;
+                steps.tokens.push(id);
+                self.tokens_count += 1;
+            }
+            None => steps.is_flushed = true,
+        }
+    }
+
+    /// So many tokens of the prompt did not have to be computed for a choice. The first choice's count is told: others may
+    /// have found what it computed.
+    pub(super) fn set_cached(&mut self, index: usize, count: usize) {
+        if index == 0 {
+            self.cached_count = count;
         }
     }
 
     /// A choice has ended.
-    pub(super) fn end(&mut self, index: usize, reason: FinishReason) {
-        self.tellings[index].finish = Some(reason);
+    pub(super) fn end(&mut self, index: usize, reason: FinishReason) -> Result<(), Astray> {
+        let telling = &mut self.tellings[index];
+        telling.finish = Some(reason);
+        match telling.told {
+            Some(told) if telling.steps.tokens_count < told.tokens_count => Err(Astray),
+            _ => Ok(()),
+        }
     }
 
     /// Whether every choice has ended.
@@ -240,6 +351,7 @@ impl Answer {
     pub(super) fn write_chunk(&mut self, index: usize, out: &mut Vec<u8>) {
         // Where the usage comes at the end, every other chunk says that it does not have it.
         let usage = self.wanted.usage.then_some(None);
+        self.write_id(index, out);
         out.extend_from_slice(b"data: ");
         self.write(index..index + 1, true, usage, out);
         out.extend_from_slice(b"\n\n");
@@ -253,6 +365,16 @@ impl Answer {
         let mut out = Vec::new();
         self.write(0..self.tellings.len(), false, Some(Some(self.usage())), &mut out);
         out
+    }
+
+    /// By which a client that is cut off after this event comes back.
+    fn write_id(&self, index: usize, out: &mut Vec<u8>) {
+        let Some(stream) = self.stream else { return };
+        let telling = &self.tellings[index];
+        let Steps { tokens_count, tokens, is_flushed } = telling.steps;
+        let choice = self.first_choice + index;
+        let place = Place { choice, tokens_count, tokens, is_flushed, is_ended: telling.finish.is_some() };
+        out.extend_from_slice(format!("id: {}\n", EventId { stream, place }.write()).as_bytes());
     }
 
     /// Usage if wanted, and the line that ends a stream.
@@ -292,7 +414,7 @@ impl Answer {
             let said = said(self.form, is_chunk, !std::mem::replace(&mut telling.is_begun, true), text);
             let finish_reason = telling.finish.map(FinishReason::name);
             let logprobs = self.wanted.logprobs.then(|| self.logprobs(index, &tokens));
-            choices.push(Choice { index, said, logprobs, finish_reason });
+            choices.push(Choice { index: self.first_choice + index, said, logprobs, finish_reason });
             if experts {
                 extension.experts = Some(tokens.iter().map(|token| self.experts_of(token)).collect());
             }
@@ -312,7 +434,9 @@ impl Answer {
 
     fn usage(&self) -> Usage {
         let (prompt_tokens, completion_tokens) = (self.prompt.len(), self.tokens_count);
-        Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+        let prompt_tokens_details = PromptDetails { cached_tokens: self.cached_count };
+        let total_tokens = prompt_tokens + completion_tokens;
+        Usage { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details }
     }
 
     /// The experts of a token, layer by layer.
@@ -355,8 +479,7 @@ impl Answer {
             object.top_logprobs.push(alternatives);
             let telling = &mut self.tellings[index];
             object.text_offset.push(telling.offset);
-            let piece = telling.pieces.as_mut().map(|pieces| pieces.push(token.id)).unwrap_or_default();
-            telling.offset += piece.chars().count();
+            telling.pass_over(token.id);
         }
         object
     }
@@ -372,6 +495,14 @@ impl Answer {
     fn spelling(&self, id: u32) -> String {
         let decoded = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.decode(&[id], false).ok());
         decoded.unwrap_or_else(|| format!("token_id:{id}"))
+    }
+}
+
+impl Telling {
+    /// The next token's text begins where this one's ends.
+    fn pass_over(&mut self, id: u32) {
+        let piece = self.pieces.as_mut().map(|pieces| pieces.push(id)).unwrap_or_default();
+        self.offset += piece.chars().count();
     }
 }
 
@@ -410,7 +541,7 @@ mod tests {
     fn chunk(answer: &mut Answer, index: usize, finish: Option<FinishReason>) -> String {
         let mut out = Vec::new();
         if let Some(reason) = finish {
-            answer.end(index, reason);
+            answer.end(index, reason).unwrap();
         }
         answer.write_chunk(index, &mut out);
         String::from_utf8(out).unwrap()
@@ -428,19 +559,20 @@ mod tests {
     fn an_answer_whole_and_in_chunks() {
         let token = |id| Some(Token { id, ..Token::default() });
         let mut whole = answer(Form::Text, 1, Wanted::default());
-        whole.push(0, token(5), "a");
-        whole.push(0, token(6), "");
-        whole.push(0, None, "b");
-        whole.end(0, FinishReason::Stop);
+        whole.push(0, token(5), "a").unwrap();
+        whole.push(0, token(6), "").unwrap();
+        whole.push(0, None, "b").unwrap();
+        whole.end(0, FinishReason::Stop).unwrap();
         let text = String::from_utf8(whole.write_whole()).unwrap();
         let expected = format!(
             "{{{HEAD},\"choices\":[{{\"index\":0,\"text\":\"ab\",\"logprobs\":null,\"finish_reason\":\"stop\"}}],\
-             \"usage\":{{\"prompt_tokens\":2,\"completion_tokens\":2,\"total_tokens\":4}},\"phalanx\":{{\"seed\":3}}}}"
+             \"usage\":{{\"prompt_tokens\":2,\"completion_tokens\":2,\"total_tokens\":4,\
+             \"prompt_tokens_details\":{{\"cached_tokens\":0}}}},\"phalanx\":{{\"seed\":3}}}}"
         );
         assert_eq!(text, expected);
 
         let mut stream = answer(Form::Text, 1, Wanted::default());
-        stream.push(0, token(5), "a");
+        stream.push(0, token(5), "a").unwrap();
         let choice = |text: &str, finish: &str| {
             format!(
                 "\"choices\":[{{\"index\":0,\"text\":\"{text}\",\"logprobs\":null,\"finish_reason\":{finish}}}]"
@@ -448,7 +580,7 @@ mod tests {
         };
         let expected = format!("data: {{{HEAD},{},\"phalanx\":{{\"seed\":3}}}}\n\n", choice("a", "null"));
         assert_eq!(chunk(&mut stream, 0, None), expected);
-        stream.push(0, token(6), "");
+        stream.push(0, token(6), "").unwrap();
         assert!(!stream.has_news(0), "a token without text is no news");
         let expected = format!("data: {{{HEAD},{}}}\n\ndata: [DONE]\n\n", choice("", "\"length\""));
         assert_eq!(chunk(&mut stream, 0, Some(FinishReason::Length)), expected);
@@ -462,7 +594,7 @@ mod tests {
             Wanted { logprobs: true, token_ids: true, usage: true, ..Wanted::default() },
         );
         let logprobs = Logprobs { chosen: -2.5, top: vec![(9, -0.5)] };
-        stream.push(0, Some(Token { id: 5, logprobs: Some(logprobs), ..Token::default() }), "");
+        stream.push(0, Some(Token { id: 5, logprobs: Some(logprobs), ..Token::default() }), "").unwrap();
         assert!(stream.has_news(0));
         let text = chunk(&mut stream, 0, Some(FinishReason::Length));
         let lines: Vec<&str> = text.split("\n\n").map(|line| line.trim_start_matches("data: ")).collect();
@@ -489,11 +621,11 @@ mod tests {
     fn chats_have_messages_and_choices_have_numbers() {
         let token = |id| Some(Token { id, ..Token::default() });
         let mut whole = answer(Form::Chat, 2, Wanted::default());
-        whole.push(1, token(5), "b");
-        whole.push(0, token(6), "a");
-        whole.end(1, FinishReason::Length);
+        whole.push(1, token(5), "b").unwrap();
+        whole.push(0, token(6), "a").unwrap();
+        whole.end(1, FinishReason::Length).unwrap();
         assert!(!whole.is_complete());
-        whole.end(0, FinishReason::Stop);
+        whole.end(0, FinishReason::Stop).unwrap();
         let whole: Value = serde_json::from_slice(&whole.write_whole()).unwrap();
         let choice = |index: usize, content: &str, reason: &str| {
             serde_json::json!({"index": index, "logprobs": null, "finish_reason": reason,
@@ -508,10 +640,10 @@ mod tests {
         let mut stream = answer(Form::Chat, 2, Wanted::default());
         let choice = |text: &str| parsed(text)["choices"][0].clone();
         let expected = |index: usize, delta: Value, reason: Option<&str>| serde_json::json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": reason});
-        stream.push(1, token(5), "b");
+        stream.push(1, token(5), "b").unwrap();
         let role = |content: &str| serde_json::json!({"role": "assistant", "content": content});
         assert_eq!(choice(&chunk(&mut stream, 1, None)), expected(1, role("b"), None));
-        stream.push(1, token(6), "c");
+        stream.push(1, token(6), "c").unwrap();
         let delta = serde_json::json!({"content": "c"});
         assert_eq!(choice(&chunk(&mut stream, 1, None)), expected(1, delta, None));
         let ended = chunk(&mut stream, 1, Some(FinishReason::Stop));
@@ -523,7 +655,7 @@ mod tests {
 
         let mut likely = answer(Form::Chat, 1, Wanted { logprobs: true, ..Wanted::default() });
         let logprobs = Some(Logprobs { chosen: -2.5, top: vec![(9, -0.5)] });
-        likely.push(0, Some(Token { id: 5, logprobs, ..Token::default() }), "");
+        likely.push(0, Some(Token { id: 5, logprobs, ..Token::default() }), "").unwrap();
         let spelled = |id: u32, logprob: f64| {
             let token = format!("token_id:{id}");
             serde_json::json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()})

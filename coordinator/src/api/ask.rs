@@ -14,10 +14,12 @@ use super::chat::Conversation;
 use super::fields::Fields;
 use super::prompt::Prompt;
 use super::refusal::{Refusal, quote};
+use super::resume::digest;
+use crate::data::request::Priority;
 
 /// Tokens of a completion where nobody says, as OpenAI has it; a chat may go on to the end of the context.
 const TOKENS_MAX: u64 = 16;
-/// The most choices of one request. Each is computed like a request of its own, its prompt too.
+/// The most choices of one request. Each is computed like a request of its own.
 const CHOICES_MAX: u64 = 32;
 /// The most likeliest tokens that are told of each. Each costs a search and some bytes per token.
 const LOGPROBS_MAX: u64 = 20;
@@ -82,7 +84,7 @@ pub(super) const KNOWN_CHAT: &[&str] = &[
 ];
 
 pub(super) const KNOWN_PHALANX: &[&str] =
-    &["deadline_ms", "on_missing", "return_token_ids", "return_experts"];
+    &["deadline_ms", "on_missing", "priority", "return_token_ids", "return_experts", "tokens"];
 
 /// What is asked for. All of it is valid but for what only the model knows: ids, lengths, its name.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,9 +101,17 @@ pub(super) struct Asked {
     pub(super) stream: bool,
     pub(super) include_usage: bool,
     pub(super) deadline: Duration,
+    pub(super) priority: Priority,
     pub(super) return_token_ids: bool,
     pub(super) return_experts: bool,
+    /// The beginning of an answer that is to be gone on with.
+    pub(super) tokens: Option<Vec<u32>>,
+    /// Of all that decides over tokens and text but prompt and seed, as it was written.
+    pub(super) parameters: [u8; 6],
 }
+
+/// What does not decide over the answer, or is looked at by itself.
+const APART: [&str; 7] = ["model", "prompt", "messages", "seed", "stream", "stream_options", "phalanx"];
 
 impl Asked {
     /// Reads a body. `seed` is for a client that names none.
@@ -125,7 +135,8 @@ impl Asked {
         };
         let stop = stop(&fields)?;
         let (stream, include_usage) = stream(&fields)?;
-        let Extensions { deadline, return_token_ids, return_experts } = extensions(&fields)?;
+        let Extensions { deadline, priority, return_token_ids, return_experts, tokens } =
+            extensions(&fields)?;
         let of_one =
             [("phalanx.return_token_ids", return_token_ids), ("phalanx.return_experts", return_experts)];
         if let Some((name, _)) = of_one.iter().find(|(_, wanted)| *wanted && choices > 1) {
@@ -144,10 +155,20 @@ impl Asked {
             stream,
             include_usage,
             deadline,
+            priority,
             return_token_ids,
             return_experts,
+            tokens,
+            parameters: parameters(form, &fields),
         })
     }
+}
+
+fn parameters(form: Form, fields: &Fields<'_>) -> [u8; 6] {
+    let mut named: Vec<_> = fields.all().filter(|(name, _)| !APART.contains(name)).collect();
+    named.sort_unstable();
+    let words = named.iter().flat_map(|(name, raw)| [name.as_bytes(), raw.as_bytes()]);
+    digest(&[form.prefix().as_bytes()].into_iter().chain(words).collect::<Vec<_>>())
 }
 
 /// A body as text.
@@ -325,18 +346,17 @@ fn stream(fields: &Fields<'_>) -> Result<(bool, bool), Refusal> {
     Ok((stream, flag(&options, "include_usage")?))
 }
 
-/// Our own parameters.
+/// What OpenAI does not have.
 struct Extensions {
     deadline: Duration,
+    priority: Priority,
     return_token_ids: bool,
     return_experts: bool,
+    tokens: Option<Vec<u32>>,
 }
 
 fn extensions(fields: &Fields<'_>) -> Result<Extensions, Refusal> {
-    let deadline = Duration::from_millis(DEADLINE_MS);
-    let none = Extensions { deadline, return_token_ids: false, return_experts: false };
-    let Some(raw) = fields.raw("phalanx") else { return Ok(none) };
-    let fields = Fields::read(raw, "phalanx.", KNOWN_PHALANX)?;
+    let fields = Fields::read(fields.raw("phalanx").unwrap_or("{}"), "phalanx.", KNOWN_PHALANX)?;
     let deadline = whole(&fields, "deadline_ms", 1, DEADLINE_MS_MAX)?.unwrap_or(DEADLINE_MS);
     let on_missing: Option<String> = fields.take("on_missing", "\"exact\"")?;
     match on_missing.as_deref() {
@@ -350,10 +370,17 @@ fn extensions(fields: &Fields<'_>) -> Result<Extensions, Refusal> {
             return Err(Refusal::unsupported("phalanx.on_missing", message));
         }
     }
+    let expected = format!("a whole number from -{0} to {0}", Priority::MAX);
+    let priority = match fields.take("priority", &expected)? {
+        Some(priority) => Priority::new(priority).ok_or_else(|| fields.wrong("priority", &expected))?,
+        None => Priority::default(),
+    };
     Ok(Extensions {
         deadline: Duration::from_millis(deadline),
+        priority,
         return_token_ids: flag(&fields, "return_token_ids")?,
         return_experts: flag(&fields, "return_experts")?,
+        tokens: fields.take("tokens", "a list of token ids")?,
     })
 }
 
@@ -422,8 +449,14 @@ mod tests {
             stream: false,
             include_usage: false,
             deadline: Duration::from_secs(600),
+            priority: Priority::default(),
             return_token_ids: false,
             return_experts: false,
+            tokens: None,
+            // Other values than none are parameters all the same.
+            parameters: read(r#"{"prompt": "y", "suffix": null, "echo": false, "best_of": 1, "n": 1}"#)
+                .unwrap()
+                .parameters,
         };
         assert_eq!(asked.unwrap(), expected);
     }
@@ -435,9 +468,10 @@ mod tests {
                 "min_p": 0.1, "seed": -1, "stop": ["a", "b"], "presence_penalty": 1, "frequency_penalty": -1,
                 "repetition_penalty": 1.1, "logit_bias": {"7": -100, "3": 2.5}, "logprobs": 2, "ignore_eos": true,
                 "stream": true, "stream_options": {"include_usage": true},
-                "phalanx": {"deadline_ms": 250, "on_missing": "exact", "return_token_ids": true,
-                "return_experts": true}}"#,
+                "phalanx": {"deadline_ms": 250, "on_missing": "exact", "priority": -2, "return_token_ids": true,
+                            "return_experts": true,                             "tokens": [9, 8]}}"#,
         );
+        let asked = asked.unwrap();
         let sampling = SamplingFields {
             temperature: 0.5,
             top_p: 0.9,
@@ -461,10 +495,13 @@ mod tests {
             stream: true,
             include_usage: true,
             deadline: Duration::from_millis(250),
+            priority: Priority::new(-2).unwrap(),
             return_token_ids: true,
             return_experts: true,
+            tokens: Some(vec![9, 8]),
+            parameters: asked.parameters,
         };
-        assert_eq!(asked.unwrap(), expected);
+        assert_eq!(asked, expected);
     }
 
     #[test]
@@ -526,6 +563,12 @@ mod tests {
             ("phalanx.deadline_ms", "0"),
             ("phalanx.deadline_ms", "1e9"),
             ("phalanx.on_missing", "\"drop\""),
+            ("phalanx.priority", "4"),
+            ("phalanx.priority", "-4"),
+            ("phalanx.priority", "0.5"),
+            ("phalanx.priority", "\"high\""),
+            ("phalanx.tokens", "[-1]"),
+            ("phalanx.tokens", "\"x\""),
             ("phalanx.return_token_ids", "0"),
             ("phalanx.return_experts", "[]"),
             ("phalanx.colour", "0"),

@@ -11,6 +11,7 @@ use model::spec::Spec;
 use model::weights::Digest;
 use serde_json::Value;
 
+use super::resume::{Same, digest};
 use crate::data::request::{RequestId, Submission};
 use crate::texts::Texts;
 
@@ -94,6 +95,17 @@ pub struct Served {
 }
 
 impl Served {
+    /// All that a stream of this prompt and these parameters depends on, but for its seed.
+    pub(super) fn same(&self, prompt: &[u32], parameters: [u8; 6]) -> Same {
+        let ids: Vec<u8> = prompt.iter().flat_map(|id| id.to_le_bytes()).collect();
+        Same {
+            model: digest(&[self.name.as_bytes(), self.config_digest.to_string().as_bytes()]),
+            numeric: digest(&[self.numeric_class.to_string().as_bytes(), &self.spec.shards.to_le_bytes()]),
+            prompt: digest(&[&ids]),
+            parameters,
+        }
+    }
+
     /// What the bits of an answer depend on, in one word: OpenAI's `system_fingerprint`.
     pub(super) fn fingerprint(&self) -> String {
         let shards = match self.spec.shards {

@@ -12,7 +12,7 @@ use serde_json::Value;
 const SEATS_MAX: usize = 4096;
 
 /// Numbers of which there is one: name, kind, where it stands in `/cluster`, and what it is.
-const SINGLE: [(&str, &str, &str, &str); 20] = [
+const SINGLE: [(&str, &str, &str, &str); 26] = [
     ("phalanx_requests_running", "gauge", "/data/running", "Requests that are being computed."),
     ("phalanx_requests_waiting", "gauge", "/data/waiting", "Requests that wait for room."),
     ("phalanx_tokens_total", "counter", "/data/tokens", "Tokens of answers."),
@@ -32,6 +32,12 @@ const SINGLE: [(&str, &str, &str, &str); 20] = [
     ),
     ("phalanx_kv_pages", "gauge", "/data/kv_pages", "Pages for keys and values."),
     ("phalanx_kv_pages_free", "gauge", "/data/kv_pages_free", "Of these, those that belong to no request."),
+    ("phalanx_requests_preempted_total", "counter", "/data/preempted", "Requests that gave way to others."),
+    ("phalanx_prefix_pages", "gauge", "/data/prefix_pages", "Pages kept for prompts that begin alike."),
+    ("phalanx_prefix_evicted_total", "counter", "/data/prefix_evicted", "Of these, given up for others."),
+    ("phalanx_prefix_begun_total", "counter", "/data/prefix_begun", "Sequences that began."),
+    ("phalanx_prefix_hits_total", "counter", "/data/prefix_hits", "Sequences that found kept pages."),
+    ("phalanx_prefix_tokens_total", "counter", "/data/prefix_tokens", "Tokens not computed for that."),
     ("phalanx_experts", "gauge", "/experts/total", "Experts of the model."),
     ("phalanx_experts_held", "gauge", "/experts/held", "Experts that have a holder."),
     ("phalanx_replicas", "gauge", "/experts/replicas", "Replicas of all experts."),

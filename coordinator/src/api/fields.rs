@@ -66,6 +66,11 @@ impl<'a> Fields<'a> {
         Some(raw.get()).filter(|raw| *raw != "null")
     }
 
+    /// All fields that are neither absent nor null, by name.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&'static str, &'a str)> + '_ {
+        self.found.iter().map(|(name, raw)| (*name, raw.get())).filter(|(_, raw)| *raw != "null")
+    }
+
     /// Takes a field that should be `expected`.
     pub(super) fn take<T: serde::Deserialize<'a>>(
         &self,

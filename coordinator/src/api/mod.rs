@@ -3,7 +3,7 @@
 //! In the order a request meets it: [`serve`] bounds connections, headers and writes; the router reads the body
 //! within its bounds; `ask` (and `chat`, for messages) makes parameters of it and refuses by name what it cannot do;
 //! `prompt` makes ids; [`Backend`] computes;
-//! `answer` and `stream` tell the client. It knows neither actors nor experts: whoever implements [`Backend`] may be
+//! `answer` and `stream` tell the client, with ids by which `resume` goes on where a stream was cut. It knows neither actors nor experts: whoever implements [`Backend`] may be
 //! a cluster or a thread.
 //!
 //! Nothing that a client sends is logged, and whoever goes away has his request cancelled.
@@ -21,6 +21,7 @@ mod paced;
 mod page;
 mod prompt;
 mod refusal;
+mod resume;
 mod routes;
 mod stream;
 mod tokens;

@@ -4,7 +4,6 @@
 //! a few do so at once.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use model::text::WallTime;
 use tokio::sync::Semaphore;
@@ -57,7 +56,7 @@ impl Prompt {
         }
     }
 
-    fn ids(self, texts: &Texts) -> Result<Vec<u32>, Refusal> {
+    fn ids(self, texts: &Texts, time: u64) -> Result<Vec<u32>, Refusal> {
         let param = self.param();
         let refuse = |error: &dyn std::error::Error| Refusal::value(param, error.to_string());
         let (text, special) = match self {
@@ -65,8 +64,8 @@ impl Prompt {
             Self::Text { text, special } => (text, special),
             // The template has written the special tokens.
             Self::Chat(conversation) => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-                (conversation.render(texts, WallTime::from_unix(now as i64, 0))?, false)
+                let time = WallTime::from_unix(i64::try_from(time).unwrap_or(i64::MAX), 0);
+                (conversation.render(texts, time)?, false)
             }
         };
         let tokenizer = texts.tokenizer().map_err(|error| refuse(&error))?;
@@ -86,14 +85,14 @@ impl Encoder {
         Self { texts, aside: Semaphore::new(ASIDE_MAX) }
     }
 
-    /// The ids of a prompt.
-    pub(super) async fn ids(&self, prompt: Prompt) -> Result<Vec<u32>, Refusal> {
+    /// The ids of a prompt. `time`, in seconds since 1970, is what a template may show.
+    pub(super) async fn ids(&self, prompt: Prompt, time: u64) -> Result<Vec<u32>, Refusal> {
         if prompt.bytes() < ASIDE_BYTES {
-            return prompt.ids(&self.texts);
+            return prompt.ids(&self.texts, time);
         }
         let (param, texts) = (prompt.param(), Arc::clone(&self.texts));
         let _permit = self.aside.acquire().await.expect("it is never closed");
-        let encoding = tokio::task::spawn_blocking(move || prompt.ids(&texts));
+        let encoding = tokio::task::spawn_blocking(move || prompt.ids(&texts, time));
         encoding.await.map_err(|_| Refusal::value(param, format!("`{param}` cannot be made token ids")))?
     }
 }

@@ -12,7 +12,7 @@ use crate::data::request::Failure;
 
 /// How much of what a client sent a message repeats, in characters.
 const QUOTED_MAX: usize = 60;
-/// After how long a client may try again where it is too early.
+/// After how long a client may try again where it is too early and nothing better is known.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Why a request is not answered.
@@ -25,11 +25,13 @@ pub(super) struct Refusal {
     pub(super) message: String,
     /// The parameter that is to be changed.
     pub(super) param: Option<String>,
+    /// When it may be asked again, where that is the way out.
+    pub(super) retry_after: Duration,
 }
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), param: None }
+        Self { status, code, message: message.into(), param: None, retry_after: RETRY_AFTER }
     }
 
     /// A parameter's value is wrong.
@@ -40,6 +42,11 @@ impl Refusal {
     /// A parameter, or this value of it, is not supported.
     pub(super) fn unsupported(param: &str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "unsupported_parameter", message).of(param)
+    }
+
+    /// What was begun cannot be gone on with: `what` differs.
+    pub(super) fn conflict(what: &str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "resume_conflict", message).of(what)
     }
 
     /// Names the parameter.
@@ -61,6 +68,10 @@ impl Refusal {
 
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
+        let retry_after = match failure {
+            Failure::Busy { retry_after, .. } => retry_after,
+            _ => RETRY_AFTER,
+        };
         let (status, code) = match failure {
             Failure::Refused(_) => (StatusCode::BAD_REQUEST, "refused"),
             Failure::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, "busy"),
@@ -68,7 +79,7 @@ impl From<Failure> for Refusal {
             Failure::Row(_) => (StatusCode::INTERNAL_SERVER_ERROR, "not_computable"),
             Failure::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
         };
-        Self::new(status, code, failure.to_string())
+        Self { retry_after, ..Self::new(status, code, failure.to_string()) }
     }
 }
 
@@ -76,7 +87,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = json_response(self.status, &self.json());
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            let seconds = HeaderValue::from(RETRY_AFTER.as_secs());
+            let seconds = HeaderValue::from(self.retry_after.as_secs());
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
         }
         response

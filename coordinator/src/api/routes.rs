@@ -26,12 +26,13 @@ use super::ask::Asked;
 use super::metrics::{Meter, Metrics, Outcome};
 use super::prompt::Encoder;
 use super::refusal::{Refusal, json_response, quote};
+use super::resume::{self, EventId};
 use super::stream::{Choices, EventStream, Events, Guard, collect, soon};
 use super::tokens::{Detokenize, Tokenize};
 use super::watch::{self, Pulse};
 use super::{Backend, Health, Limits, Served, State};
-use crate::data::request::Submission;
-use crate::generation::{Generation, Request as Answering};
+use crate::data::request::{Priority, Submission};
+use crate::generation::{FinishReason, Generation, Request as Answering};
 
 /// How long a stream's status waits for its first event, so that a refusal has a status of its own. Later ones are
 /// told within the stream.
@@ -217,12 +218,17 @@ async fn chat(Shared(app): Shared<Arc<App>>, request: Request) -> Result<Respons
 async fn answered(app: &App, form: Form, request: Request) -> Result<Response, Refusal> {
     let started = Instant::now();
     let asked = ask(app, form, request).await.inspect_err(|_| app.metrics.count(Outcome::Refused))?;
-    let (generations, answer, Told { within, is_stream }) = asked;
+    let (to_do, mut answer, Told { within, is_stream, priority }) = asked;
+    let generations = match to_do {
+        ToDo::Compute(generations) => generations,
+        ToDo::Tell(reason) => return Ok(event_stream(Body::from(answer.write_rest(reason)))),
+    };
     let mut choices = Vec::with_capacity(generations.len());
     for generation in generations {
         let (told, events) = mpsc::channel(Submission::events_max(generation.request().tokens_max));
         let submission = Submission {
             generation,
+            priority,
             deadline: started + within,
             within_ms: within.as_millis() as u64,
             events: told,
@@ -240,32 +246,50 @@ async fn answered(app: &App, form: Form, request: Request) -> Result<Response, R
     if let Some(failure) = choices.first_failure(STATUS_WITHIN).await {
         return Err(failure.into());
     }
+    Ok(event_stream(Body::new(EventStream::new(choices, answer))))
+}
+
+fn event_stream(body: Body) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
         (header::CACHE_CONTROL, "no-cache"),
         // Says to proxies in nginx's manner that tokens are to be passed on as they come.
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    Ok((headers, Body::new(EventStream::new(choices, answer))).into_response())
+    (headers, body).into_response()
+}
+
+/// What is left of an answer.
+enum ToDo {
+    /// These are to be computed.
+    Compute(Vec<Generation>),
+    /// Its client has all of it but its end, or that too.
+    Tell(Option<FinishReason>),
 }
 
 /// How an answer is to be told.
 struct Told {
     within: Duration,
     is_stream: bool,
+    priority: Priority,
 }
 
 /// What is asked for, with nothing computed yet.
-async fn ask(app: &App, form: Form, request: Request) -> Result<(Vec<Generation>, Answer, Told), Refusal> {
+async fn ask(app: &App, form: Form, request: Request) -> Result<(ToDo, Answer, Told), Refusal> {
+    let resumed = match request.headers().get(resume::HEADER) {
+        Some(id) => Some(EventId::read(id.to_str().unwrap_or_default())?),
+        None => None,
+    };
     let body = body_of(request, &app.limits).await?;
     // A number that survives JavaScript, in which numbers have 53 bits.
-    let asked = Asked::read(form, &body, app.random() >> 11)?;
+    let seed = resumed.map_or_else(|| app.random() >> 11, |id| id.stream.seed);
+    let asked = Asked::read(form, &body, seed)?;
     drop(body);
     app.check_model(asked.model.as_deref())?;
     check_health(&soon(app.backend.health()).await?)?;
-    let told = Told { within: asked.deadline, is_stream: asked.stream };
-    let (generations, answer) = prepare(app, form, asked).await?;
-    Ok((generations, answer, told))
+    let told = Told { within: asked.deadline, is_stream: asked.stream, priority: asked.priority };
+    let (to_do, answer) = prepare(app, form, asked, resumed).await?;
+    Ok((to_do, answer, told))
 }
 
 /// Hands a request in. In a task of its own, so that a client who goes away meanwhile is noticed all the same: then
@@ -352,10 +376,16 @@ fn too_large(most: usize) -> Refusal {
 }
 
 /// Makes the choices of an answer that has not begun, and whoever tells it.
-async fn prepare(app: &App, form: Form, asked: Asked) -> Result<(Vec<Generation>, Answer), Refusal> {
+async fn prepare(
+    app: &App,
+    form: Form,
+    asked: Asked,
+    resumed: Option<EventId>,
+) -> Result<(ToDo, Answer), Refusal> {
     let Served { name, spec, texts, .. } = &app.served;
     let param = asked.prompt.param();
-    let prompt = app.encoder.ids(asked.prompt).await?;
+    let time = resumed.map_or_else(unix_seconds, |id| id.stream.time);
+    let prompt = app.encoder.ids(asked.prompt, time).await?;
     if prompt.is_empty() {
         return Err(Refusal::value(param, format!("`{param}` is empty: it has no token to continue")));
     }
@@ -387,9 +417,17 @@ async fn prepare(app: &App, form: Form, asked: Asked) -> Result<(Vec<Generation>
         model: name.clone(),
         system_fingerprint: app.served.fingerprint(),
     };
+    let stream = resume::Stream { seed: fields.seed, time, same: app.served.same(&prompt, asked.parameters) };
+    let tokens = resume::check(resumed.as_ref(), &stream, asked.stream, asked.choices, asked.tokens)?;
+    check_tokens(spec, &tokens).map_err(|error| Refusal::value("phalanx.tokens", error.to_string()))?;
     let skip_special = !asked.ignore_eos;
     let tokenizer = texts.tokenizer.clone().map(|tokenizer| (tokenizer, skip_special));
-    let answer = Answer::new(head, form, asked.choices, wanted, fields.seed, prompt.clone(), tokenizer);
+    // One that goes on is of one choice.
+    let choices = if resumed.is_some() { 1 } else { asked.choices };
+    let mut answer = Answer::new(head, form, choices, wanted, fields.seed, prompt.clone(), tokenizer);
+    if asked.stream {
+        answer = answer.with_ids(stream);
+    }
     let stop = StopStream::new(asked.stop).map_err(|error| Refusal::value("stop", error.to_string()))?;
     let request = Answering {
         // The last token is chosen from the logits of the last position and not computed itself.
@@ -405,5 +443,22 @@ async fn prepare(app: &App, form: Form, asked: Asked) -> Result<(Vec<Generation>
         let text = texts.tokenizer.as_ref().map(|tokenizer| tokenizer.stream(skip_special));
         Generation::new(Answering { sampling, ..request.clone() }, text, stop.clone())
     };
-    Ok(((0..asked.choices).map(generation).collect(), answer))
+    let Some(EventId { place, .. }) = resumed else {
+        return Ok((ToDo::Compute((0..choices).map(generation).collect()), answer));
+    };
+    let answer = answer.resumed(&place, &tokens);
+    if place.is_ended {
+        return Ok((ToDo::Tell(None), answer));
+    }
+    let mut generation = generation(place.choice);
+    for id in &tokens {
+        // The stream's own tokens end where it was cut.
+        if generation.finish_reason().is_none() {
+            generation.handle_token(*id, None);
+        }
+    }
+    Ok(match generation.finish_reason() {
+        Some(reason) => (ToDo::Tell(Some(reason)), answer),
+        None => (ToDo::Compute(vec![generation]), answer),
+    })
 }

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::Backend;
-use super::answer::Answer;
+use super::answer::{Answer, Astray};
 use super::metrics::Meter;
 use super::refusal::Refusal;
 use crate::data::request::{Event, Failure, RequestId};
@@ -92,7 +92,7 @@ impl Events {
             }
         };
         self.meter.handle_event(&event, std::time::Instant::now());
-        self.guard.is_over |= !matches!(event, Event::Step { .. });
+        self.guard.is_over |= matches!(event, Event::End(_) | Event::Failed(_));
         Poll::Ready(event)
     }
 }
@@ -161,15 +161,10 @@ impl EventStream {
 
     /// Writes an event of a choice.
     fn handle_event(&mut self, index: usize, event: Event, out: &mut Vec<u8>) {
-        match event {
-            Event::Step { token, text } => self.answer.push(index, token, &text),
-            Event::End(reason) => self.answer.end(index, reason),
-            Event::Failed(failure) => {
-                let refusal = Refusal::from(failure).json();
-                out.extend_from_slice(format!("data: {refusal}\n\n").as_bytes());
-                self.is_over = true;
-                return;
-            }
+        if let Err(refusal) = take(&mut self.answer, index, event) {
+            out.extend_from_slice(format!("data: {}\n\n", refusal.json()).as_bytes());
+            self.is_over = true;
+            return;
         }
         if self.answer.has_news(index) {
             self.answer.write_chunk(index, out);
@@ -214,13 +209,28 @@ impl HttpBody for EventStream {
 /// The whole answer, or why there is none.
 pub(super) async fn collect(mut choices: Choices, mut answer: Answer) -> Result<Vec<u8>, Refusal> {
     while !answer.is_complete() {
-        match std::future::poll_fn(|cx| choices.poll_next(cx)).await {
-            (index, Event::Step { token, text }) => answer.push(index, token, &text),
-            (index, Event::End(reason)) => answer.end(index, reason),
-            (_, Event::Failed(failure)) => return Err(failure.into()),
-        }
+        let (index, event) = std::future::poll_fn(|cx| choices.poll_next(cx)).await;
+        take(&mut answer, index, event)?;
     }
     Ok(answer.write_whole())
+}
+
+/// Tells the answer what has happened to a choice.
+fn take(answer: &mut Answer, index: usize, event: Event) -> Result<(), Refusal> {
+    let taken = match event {
+        Event::Step { token, text } => answer.push(index, token, &text),
+        Event::Cached(count) => {
+            answer.set_cached(index, count);
+            Ok(())
+        }
+        Event::End(reason) => answer.end(index, reason),
+        Event::Failed(failure) => return Err(failure.into()),
+    };
+    taken.map_err(|Astray| {
+        let message = "the tokens computed now are not those that this stream began with; ask again without \
+                       `Last-Event-ID`";
+        Refusal::conflict("tokens", message)
+    })
 }
 
 /// A wait for the cluster's own state that is never long.

@@ -44,7 +44,7 @@ impl Tokenize {
     ) -> Result<Value, Refusal> {
         let param = self.prompt.param();
         let tokenizer = texts.tokenizer().map_err(|error| Refusal::value(param, error.to_string()))?;
-        let ids = encoder.ids(self.prompt).await?;
+        let ids = encoder.ids(self.prompt, 0).await?;
         let spelling = |id: &u32| tokenizer.token(*id).unwrap_or_default();
         let strings = self.spells.then(|| ids.iter().map(spelling).collect::<Vec<_>>());
         Ok(

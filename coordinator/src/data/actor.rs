@@ -23,13 +23,14 @@ use super::forwarding::Choice;
 use super::frames::{Shape, Source};
 use super::ids::{LinkId, RowId, SequenceId};
 use super::landing::{Keep, Landed};
+use super::pace::Pace;
 use super::ready::{Bell, Ready};
 use super::report::Sizes;
 use super::request::{Request, RequestId, Submission};
-use super::scheduler::Scheduler;
+use super::scheduler::{PrefixSeen, Scheduler};
 use super::stage::Stage;
 use super::steer::Steering;
-use super::trunk::{Answer, TrunkThread, Work};
+use super::trunk::{Answer, Order, TrunkThread, Work};
 use crate::placement::{NodeId, Placement};
 
 /// What the data actor is made of.
@@ -42,6 +43,8 @@ pub struct DataParts {
     pub forwarding: Choice,
     /// Rows out, rows back.
     pub exchange: Exchange,
+    /// KV pages in all.
+    pub pages: u32,
     /// Rows that may exist at once.
     pub rows_max: usize,
     /// Sequences that may exist at once.
@@ -138,6 +141,14 @@ pub struct Report {
     pub running: usize,
     /// Requests that wait.
     pub waiting: usize,
+    /// KV pages in all.
+    pub pages: u32,
+    /// Those that no sequence has. Some may be kept for prompts to come.
+    pub pages_free: u32,
+    /// What the prefix cache has done and holds.
+    pub prefix: PrefixSeen,
+    /// How often a request gave way to another for want of pages.
+    pub preempted: u64,
     /// Links that are open.
     pub links: usize,
     /// Tokens sampled since the beginning.
@@ -164,10 +175,6 @@ pub struct Report {
     pub group_sizes: Sizes,
     /// Of the trunk.
     pub batch_sizes: Sizes,
-    /// KV pages in all.
-    pub pages: u32,
-    /// Those that belong to no sequence.
-    pub pages_free: u32,
     /// What the exchange counts.
     pub exchange: ExchangeCounters,
     /// How rows go on now.
@@ -197,6 +204,10 @@ pub struct DataActor {
     /// Requests that have one.
     pub(super) running: Vec<Option<Request>>,
     pub(super) deadlines: BTreeMap<(Instant, RequestId), ()>,
+    /// How quickly requests begin.
+    pub(super) pace: Pace,
+    /// What the trunk's thread is to be told next.
+    pub(super) orders: Vec<Order>,
     pub(super) request_next: u64,
     /// Where each row lies as it enters its experts.
     pub(super) sources: Vec<Option<Source>>,
@@ -251,6 +262,8 @@ impl DataActor {
             waiting: HashMap::new(),
             running: std::iter::repeat_with(|| None).take(parts.sequences_max).collect(),
             deadlines: BTreeMap::new(),
+            pace: Pace::default(),
+            orders: Vec::new(),
             request_next: 1,
             sources: vec![None; parts.rows_max],
             slots: vec![None; slots],
@@ -348,6 +361,7 @@ impl Handler<Ask> for DataActor {
         let report = Report {
             running,
             waiting: self.waiting.len(),
+            prefix: self.parts.scheduler.prefix_seen(),
             links: self.links.len(),
             over_links: self.parts.exchange.links().collect(),
             pages: self.parts.scheduler.pages(),

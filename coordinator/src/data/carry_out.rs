@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use model::kv::PAGE;
 use tokio::task::spawn_local;
 use transport::peer::SendError;
 
@@ -11,7 +12,7 @@ use super::frames::dispatch_frame;
 use super::ids::{RowId, SequenceId};
 use super::landing::Landed;
 use super::request::{Event, Failure, Request, RequestId, Submission};
-use super::scheduler::{Action, Refused};
+use super::scheduler::{Action, Asked, Refused};
 use super::trunk::{Begin, Order, Sampled};
 use crate::generation::{FinishReason, Token};
 
@@ -25,6 +26,10 @@ impl DataActor {
             while let Some(action) = self.parts.scheduler.poll_action() {
                 self.schedule(action, now);
                 done = true;
+            }
+            if !self.orders.is_empty() {
+                let orders = std::mem::take(&mut self.orders);
+                self.trunk().tell(orders);
             }
             while let Some((row, why)) = self.parts.exchange.poll_failed() {
                 let (sequence, _) = self.parts.flow.position(row);
@@ -57,16 +62,26 @@ impl DataActor {
 
     /// A request comes.
     pub(super) fn take(&mut self, id: RequestId, submission: Submission) {
-        let request = submission.generation.request();
-        let (prompt, tokens_max) = (request.prompt.len() as u32, request.tokens_max as u32);
+        let asked = submission.generation.request();
+        let asked = Asked {
+            request: id,
+            prompt: &asked.prompt,
+            tokens: submission.generation.tokens(),
+            tokens_max: u32::try_from(asked.tokens_max).unwrap_or(u32::MAX),
+            priority: submission.priority,
+        };
+        let taken = self.parts.scheduler.handle_request(asked);
         self.deadlines.insert((submission.deadline, id), ());
-        let request = Request { id, submission };
-        match self.parts.scheduler.handle_request(id, prompt, tokens_max) {
+        let request = Request { id, submission, cached: 0, has_token: false };
+        let now = Instant::now();
+        match taken {
             Ok(()) => drop(self.waiting.insert(id, request)),
             Err(why) => {
                 self.deadlines.remove(&(request.submission.deadline, id));
                 request.tell(Event::Failed(match why {
-                    Refused::QueueFull { waiting } => Failure::Busy { waiting },
+                    Refused::QueueFull { waiting } => {
+                        Failure::Busy { waiting, retry_after: self.pace.handle_turned_away(now) }
+                    }
                     why => Failure::Refused(why.to_string()),
                 }));
             }
@@ -114,7 +129,9 @@ impl DataActor {
     fn schedule(&mut self, action: Action, now: Instant) {
         match action {
             Action::Begin { request, sequence } => {
-                let Some(request) = self.waiting.remove(&request) else { return };
+                let mut request = self.waiting.remove(&request).expect("whoever begins has waited");
+                request.cached = 0;
+                self.pace.handle_begun(self.waiting.len(), now);
                 let generation = &request.submission.generation;
                 let asked = generation.request();
                 let begin = Begin {
@@ -125,30 +142,37 @@ impl DataActor {
                     logprobs: asked.logprobs,
                     experts: asked.experts,
                 };
-                self.trunk().tell(Order::Begin(Box::new(begin)));
+                self.orders.push(Order::Begin(Box::new(begin)));
                 self.running[sequence.0 as usize] = Some(request);
             }
             Action::Chunk(chunk) => {
                 let count = chunk.count as usize;
-                self.trunk().tell(Order::Extend { sequence: chunk.sequence, count });
+                self.orders.push(Order::Extend { sequence: chunk.sequence, count });
                 self.steering.prompt_rows += u64::from(chunk.count - u32::from(chunk.samples));
                 self.parts.flow.handle_chunk(chunk);
             }
             Action::Preempt { sequence } => {
+                self.report.preempted += 1;
                 if let Some(request) = self.running[sequence.0 as usize].take() {
                     self.waiting.insert(request.id, request);
                 }
             }
-            Action::Full { sequence } => {
-                if let Some(request) = &mut self.running[sequence.0 as usize] {
-                    let text = request.submission.generation.handle_full();
-                    request.tell(Event::Step { token: None, text });
-                    request.tell(Event::End(FinishReason::Length));
-                }
-                self.forget_request(sequence);
-            }
+            Action::Full { request } => self.end_full(request),
             Action::Leave { sequence } => self.leave(sequence, now),
-            Action::Release { sequence } => self.trunk().tell(Order::Release(sequence)),
+            Action::Release { sequence } => self.orders.push(Order::Release(sequence)),
+            Action::Share { sequence, block } => {
+                if let Some(request) = &mut self.running[sequence.0 as usize] {
+                    request.cached += PAGE;
+                }
+                self.orders.push(Order::Share { sequence, block });
+            }
+            Action::Keep { sequence, index, block } => {
+                self.orders.push(Order::Keep { sequence, index, block });
+            }
+            Action::Replace { sequence, index, block } => {
+                self.orders.push(Order::Replace { sequence, index, block });
+            }
+            Action::Forget { block } => self.orders.push(Order::Forget(block)),
         }
     }
 
@@ -174,6 +198,18 @@ impl DataActor {
         self.parts.flow.handle_whole(row);
     }
 
+    /// An answer is as long as there are pages.
+    fn end_full(&mut self, id: RequestId) {
+        let Self { waiting, running, .. } = self;
+        let mut all = running.iter_mut().flatten().chain(waiting.get_mut(&id));
+        if let Some(request) = all.find(|request| request.id == id) {
+            let text = request.submission.generation.handle_full();
+            request.tell(Event::Step { token: None, text });
+            request.tell(Event::End(FinishReason::Length));
+        }
+        self.give_up(id);
+    }
+
     /// An answer has ended: its rows leave as they can.
     fn end(&mut self, sequence: SequenceId) {
         self.parts.scheduler.handle_finished(sequence);
@@ -191,7 +227,8 @@ impl DataActor {
             tracing::error!(request = request.id.0, %why, "request lost");
             request.tell(Event::Failed(why));
         }
-        self.end(sequence);
+        self.parts.scheduler.handle_failed(sequence);
+        self.forget_request(sequence);
     }
 
     pub(super) fn take_sampled(&mut self, Sampled { sequence, token, experts }: Sampled) {
@@ -202,6 +239,11 @@ impl DataActor {
             Err(why) => return self.fail(sequence, Failure::Row(why.to_string())),
         };
         self.report.tokens += 1;
+        if !std::mem::replace(&mut request.has_token, true) && request.cached > 0 {
+            // Of an answer that is gone on with, tokens may have been found too.
+            let of_prompt = request.cached.min(request.submission.generation.request().prompt.len());
+            request.tell(Event::Cached(of_prompt));
+        }
         let step = request.submission.generation.handle_token(id, logprobs);
         let token = step.token.map(|token| Token { experts, ..token });
         let heard = request.tell(Event::Step { token, text: step.text });
@@ -211,7 +253,7 @@ impl DataActor {
                 self.end(sequence);
             }
             None if !heard => self.end(sequence),
-            None => self.parts.scheduler.handle_token(sequence),
+            None => self.parts.scheduler.handle_token(sequence, id),
         }
     }
 
@@ -268,7 +310,7 @@ impl DataActor {
         }
         self.computing.clone_from(&work.rows);
         self.computing_since = Some(now);
-        self.trunk().tell(Order::Compute(work));
+        self.trunk().tell(vec![Order::Compute(work)]);
         true
     }
 }

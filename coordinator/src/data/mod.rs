@@ -5,6 +5,7 @@
 
 pub mod request;
 
+pub mod pace;
 pub mod scheduler;
 
 pub mod flow;

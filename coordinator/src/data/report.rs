@@ -53,6 +53,12 @@ impl Report {
             "group_sizes": self.group_sizes.counts(),
             "kv_pages": self.pages,
             "kv_pages_free": self.pages_free,
+            "preempted": self.preempted,
+            "prefix_pages": self.prefix.pages,
+            "prefix_evicted": self.prefix.evicted,
+            "prefix_begun": self.prefix.begun,
+            "prefix_hits": self.prefix.hits,
+            "prefix_tokens": self.prefix.positions,
             "dispatches": {
                 "sent": counters.dispatches,
                 "returned": counters.returned,

@@ -3,11 +3,11 @@
 //! Pure data but for the channel to the client, which never holds up the data plane: it has room for all that an
 //! answer may say.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-pub use super::scheduler::RequestId;
+pub use super::scheduler::{Priority, RequestId};
 use crate::generation::{FinishReason, Generation, Token};
 
 /// What a client hears.
@@ -20,6 +20,8 @@ pub enum Event {
         /// Text that may be shown.
         text: String,
     },
+    /// So many positions of the prompt did not have to be computed. At most once, and before the first step.
+    Cached(usize),
     /// The answer is complete.
     End(FinishReason),
     /// There will be none, or no more of it.
@@ -33,10 +35,12 @@ pub enum Failure {
     #[error("{0}")]
     Refused(String),
     /// Too many wait already.
-    #[error("{waiting} requests wait already; try again later")]
+    #[error("{waiting} requests wait already; try again in {} s", .retry_after.as_secs())]
     Busy {
         /// How many.
         waiting: usize,
+        /// When there should be room.
+        retry_after: Duration,
     },
     /// It took longer than it was given.
     #[error("the answer was not complete within {within_ms} ms{}", waits_for(.missing))]
@@ -62,6 +66,8 @@ fn waits_for(missing: &Option<String>) -> String {
 pub struct Submission {
     /// The answer that has not begun.
     pub generation: Generation,
+    /// How urgent it is.
+    pub priority: Priority,
     /// When it is over at the latest, and how long that was from the beginning, for the message.
     pub deadline: Instant,
     /// How long that was from the beginning.
@@ -73,7 +79,7 @@ pub struct Submission {
 impl Submission {
     /// How many events an answer of so many tokens may have: the room that its channel needs.
     pub fn events_max(tokens_max: usize) -> usize {
-        tokens_max + 2
+        tokens_max + 3
     }
 }
 
@@ -81,6 +87,10 @@ impl Submission {
 pub(super) struct Request {
     pub(super) id: RequestId,
     pub(super) submission: Submission,
+    /// Positions that it found computed when it last began.
+    pub(super) cached: usize,
+    /// Whether a token was sampled since it came.
+    pub(super) has_token: bool,
 }
 
 impl Request {

@@ -35,6 +35,8 @@ pub struct DataSettings {
     pub queue_max: u32,
     /// Rows of a prompt that enter together. More read the weights less often, and delay others longer.
     pub chunk_rows_max: u32,
+    /// Whether pages of prompts and answers are kept for those that begin alike.
+    pub prefix_cache: bool,
     /// Bytes for keys and values.
     pub kv_bytes: usize,
     /// How rows go on.
@@ -54,6 +56,7 @@ impl Default for DataSettings {
             sequences_max: 256,
             queue_max: 4096,
             chunk_rows_max: 2048,
+            prefix_cache: true,
             kv_bytes: 2 << 30,
             forwarding: Choice::Always(Forwarding::Partial),
             shared_cores: false,
@@ -87,13 +90,15 @@ pub fn data_actor(
     let cache = KvCache::new(&spec, trunk.kernels().class().row_type(), settings.kv_bytes);
     let (rows_max, sequences_max) = (settings.rows_in_flight_max, settings.sequences_max);
     let chunk_rows_max = settings.chunk_rows_max.min(rows_max - sequences_max);
+    let pages = u32::try_from(cache.pages()).unwrap_or(u32::MAX).min(u32::MAX / PAGE as u32);
     let scheduler = Scheduler::new(SchedulerSettings {
         sequences_max,
         queue_max: settings.queue_max,
-        pages: u32::try_from(cache.pages()).unwrap_or(u32::MAX).min(u32::MAX / PAGE as u32),
+        pages,
         rows_in_flight_max: rows_max,
         chunk_rows_max,
         prefill_rows_max: chunk_rows_max,
+        prefix_cache: settings.prefix_cache,
     });
     let head = stages.last().expect("a model has a head");
     let flow = Flow::new(FlowSettings {
@@ -120,6 +125,7 @@ pub fn data_actor(
         flow,
         forwarding: settings.forwarding,
         exchange,
+        pages,
         rows_max: rows_max as usize,
         sequences_max: sequences_max as usize,
         top_k_max,

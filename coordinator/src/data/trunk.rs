@@ -4,14 +4,14 @@
 //! sequences and batches through one channel and answers each batch twice: with the experts that its rows chose
 //! as soon as they are known, and again when it is free, so that rows travel while shared experts are computed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use model::attention::Span;
 use model::kernel::{RowType, RowsRef};
-use model::kv::{KvCache, Sequence};
+use model::kv::{KvCache, Sequence, SharedPage};
 use model::pool::Pool;
 use model::rows::RowBuffer;
 use model::sampler::{self, Logprobs, Sampling, SamplingError};
@@ -20,12 +20,16 @@ use model::trunk::{RowValues, Trunk, Workspace};
 use transport::buffer::{Payload, Pool as Buffers};
 
 use super::flow::BatchRun;
-use super::ids::{RowId, SequenceId};
+use super::ids::{BlockId, RowId, SequenceId};
 use super::landing::Landed;
 use super::stage::{Stage, stages, top_k_max};
 
-/// Orders that may wait for the thread: one batch, and the beginnings and ends of many sequences.
+/// How often the thread may be told something before it has heard the first of it: one batch, and the beginnings and ends of
+/// many sequences.
 const ORDERS_MAX: usize = 4096;
+
+/// Why a block is there.
+const KEPT: &str = "the scheduler names blocks that are kept";
 
 /// A sequence that begins.
 #[derive(Debug)]
@@ -69,6 +73,33 @@ pub enum Order {
         /// By so many positions.
         count: usize,
     },
+    /// Its next page is that of a block.
+    Share {
+        /// Which sequence.
+        sequence: SequenceId,
+        /// Which block.
+        block: BlockId,
+    },
+    /// A page of it is a block from now on.
+    Keep {
+        /// Which sequence.
+        sequence: SequenceId,
+        /// Which of its pages.
+        index: u32,
+        /// The block's name.
+        block: BlockId,
+    },
+    /// A page of it holds what a block holds, and goes back for it.
+    Replace {
+        /// Which sequence.
+        sequence: SequenceId,
+        /// Which of its pages.
+        index: u32,
+        /// The block's name.
+        block: BlockId,
+    },
+    /// A block is one no longer.
+    Forget(BlockId),
     /// A batch.
     Compute(Work),
     /// A sequence has left: its pages are free.
@@ -128,7 +159,7 @@ pub struct Parts {
 /// The handle of the thread. Dropped, it lets the thread end after what it was told.
 #[derive(Debug)]
 pub struct TrunkThread {
-    orders: Option<SyncSender<Order>>,
+    orders: Option<SyncSender<Vec<Order>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -142,10 +173,10 @@ impl TrunkThread {
         Ok(Self { orders: Some(orders), thread: Some(thread) })
     }
 
-    /// Tells the thread something. It waits only if thousands of sequences begin or end within one batch.
-    pub fn tell(&self, order: Order) {
-        let orders = self.orders.as_ref().expect("open until it is dropped");
-        assert!(orders.send(order).is_ok(), "the trunk's thread panicked");
+    /// Tells the thread what to do next, in this order. It waits only if it is told thousands of times within one batch.
+    pub fn tell(&self, orders: Vec<Order>) {
+        let told = self.orders.as_ref().expect("open until it is dropped");
+        assert!(told.send(orders).is_ok(), "the trunk's thread panicked");
     }
 }
 
@@ -192,6 +223,8 @@ struct Worker<A> {
     sequences: Vec<Option<State>>,
     /// Of sequences whose experts are reported: what the row that is sampled next has chosen so far.
     visited: BTreeMap<SequenceId, Vec<u32>>,
+    /// What is kept for sequences that begin alike, by block.
+    blocks: HashMap<BlockId, SharedPage>,
     batch_weights: Vec<f32>,
     logits: Vec<f32>,
     answer: A,
@@ -209,6 +242,7 @@ impl<A: FnMut(Answer)> Worker<A> {
             weights: vec![0.0; rows_max * top_k_max],
             sequences: std::iter::repeat_with(|| None).take(sequences_max).collect(),
             visited: BTreeMap::new(),
+            blocks: HashMap::new(),
             batch_weights: Vec::new(),
             logits: Vec::new(),
             top_k_max,
@@ -221,14 +255,28 @@ impl<A: FnMut(Answer)> Worker<A> {
         }
     }
 
-    fn serve(mut self, told: &Receiver<Order>) {
-        while let Ok(order) = told.recv() {
+    fn serve(mut self, told: &Receiver<Vec<Order>>) {
+        for order in told.iter().flatten() {
             match order {
                 Order::Begin(begin) => self.begin(*begin),
                 Order::Extend { sequence, count } => {
-                    let state = self.sequences[sequence.0 as usize].as_mut().expect("it has begun");
-                    self.cache.extend(&mut state.pages, count).expect("the scheduler reserved the pages");
+                    let pages = pages_of(&mut self.sequences, sequence);
+                    self.cache.extend(pages, count).expect("the scheduler reserved the pages");
                 }
+                Order::Share { sequence, block } => {
+                    let pages = pages_of(&mut self.sequences, sequence);
+                    self.cache.adopt(pages, self.blocks.get(&block).expect(KEPT));
+                }
+                Order::Keep { sequence, index, block } => {
+                    let pages = pages_of(&mut self.sequences, sequence);
+                    let page = self.cache.share(pages, index as usize);
+                    self.blocks.insert(block, page);
+                }
+                Order::Replace { sequence, index, block } => {
+                    let pages = pages_of(&mut self.sequences, sequence);
+                    self.cache.replace(pages, index as usize, self.blocks.get(&block).expect(KEPT));
+                }
+                Order::Forget(block) => self.cache.forget(self.blocks.remove(&block).expect(KEPT)),
                 Order::Compute(work) => self.compute(work),
                 Order::Release(sequence) => {
                     if let Some(state) = self.sequences[sequence.0 as usize].take() {
@@ -398,6 +446,11 @@ fn choose(state: &State, logits: &[f32], position: u64) -> Result<(u32, Option<L
     let token = sampler::choose(logits, &state.prompt, &state.tokens, &state.sampling, position)?.token;
     let logprobs = state.logprobs.map(|count| sampler::logprobs(logits, token, count)).transpose()?;
     Ok((token, logprobs))
+}
+
+/// The pages of a sequence that has begun.
+fn pages_of(sequences: &mut [Option<State>], sequence: SequenceId) -> &mut Sequence {
+    &mut sequences[sequence.0 as usize].as_mut().expect("it has not left").pages
 }
 
 fn tokens_of(sequences: &[Option<State>], runs: &[BatchRun]) -> Vec<u32> {

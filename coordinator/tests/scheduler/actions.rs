@@ -3,8 +3,10 @@
 use std::ops::Range;
 
 use phalanx_coordinator::data::flow::Chunk;
-use phalanx_coordinator::data::ids::SequenceId;
-use phalanx_coordinator::data::scheduler::{Action, Refused, RequestId, Scheduler, SchedulerSettings};
+use phalanx_coordinator::data::ids::{BlockId, SequenceId};
+use phalanx_coordinator::data::scheduler::{
+    Action, Asked, OVERTAKEN_MAX, Priority, Refused, RequestId, Scheduler, SchedulerSettings,
+};
 
 fn settings(pages: u32) -> SchedulerSettings {
     SchedulerSettings {
@@ -14,11 +16,25 @@ fn settings(pages: u32) -> SchedulerSettings {
         rows_in_flight_max: 300,
         chunk_rows_max: 100,
         prefill_rows_max: 100,
+        prefix_cache: false,
     }
 }
 
+fn ask(scheduler: &mut Scheduler, id: u64, prompt: &[u32], priority: i64) -> Result<(), Refused> {
+    let priority = Priority::new(priority).unwrap();
+    scheduler.handle_request(Asked {
+        request: RequestId(id),
+        prompt,
+        tokens: &[],
+        tokens_max: 1_000,
+        priority,
+    })
+}
+
+/// A request whose prompt is like no other.
 fn request(scheduler: &mut Scheduler, id: u64, prompt_tokens: u32) {
-    scheduler.handle_request(RequestId(id), prompt_tokens, 1_000).unwrap();
+    let prompt: Vec<u32> = (0..prompt_tokens).map(|at| 1_000_000 * id as u32 + at).collect();
+    ask(scheduler, id, &prompt, 0).unwrap();
 }
 
 fn told(action: Action) -> String {
@@ -28,10 +44,21 @@ fn told(action: Action) -> String {
             format!("{}@{start}+{count}{}", sequence.0, if samples { "*" } else { "" })
         }
         Action::Preempt { sequence } => format!("preempt {}", sequence.0),
-        Action::Full { sequence } => format!("full {}", sequence.0),
+        Action::Full { request } => format!("full {}", request.0),
+        Action::Share { sequence, block } => format!("{} has {}", sequence.0, name(block)),
+        Action::Keep { sequence, index, block } => format!("{}.{index} is {}", sequence.0, name(block)),
+        Action::Replace { sequence, index, block } => {
+            format!("{}.{index} was {}", sequence.0, name(block))
+        }
+        Action::Forget { block } => format!("forget {}", name(block)),
         Action::Leave { sequence } => format!("leave {}", sequence.0),
         Action::Release { sequence } => format!("release {}", sequence.0),
     }
+}
+
+/// Blocks are letters.
+fn name(BlockId(block): BlockId) -> char {
+    char::from(b'A' + block as u8)
 }
 
 fn actions(scheduler: &mut Scheduler) -> String {
@@ -40,7 +67,7 @@ fn actions(scheduler: &mut Scheduler) -> String {
 }
 
 fn token(scheduler: &mut Scheduler, sequence: u32) -> String {
-    scheduler.handle_token(SequenceId(sequence));
+    scheduler.handle_token(SequenceId(sequence), 7);
     actions(scheduler)
 }
 
@@ -93,7 +120,7 @@ fn a_later_request_does_not_begin_before_an_earlier_one() {
     scheduler.handle_left(SequenceId(0));
     assert_eq!(
         actions(&mut scheduler),
-        "leave 0, release 0, begin 2 as 0, 0@0+100, 0@100+100, 0@200+100, 0@300+20*, begin 3 as 1, 1@0+5*"
+        "leave 0, release 0, begin 2 as 0, begin 3 as 1, 1@0+5*, 0@0+100, 0@100+100, 0@200+100, 0@300+20*"
     );
 }
 
@@ -105,12 +132,12 @@ fn a_prompt_does_not_hold_back_those_who_decode() {
     assert_eq!(actions(&mut scheduler), "begin 1 as 0, 0@0+10*");
     request(&mut scheduler, 2, 300);
     scheduler.handle_rows_free(300);
-    scheduler.handle_token(SequenceId(0));
+    scheduler.handle_token(SequenceId(0), 7);
     assert_eq!(actions(&mut scheduler), "0@10+1*, begin 2 as 1, 1@0+100");
     scheduler.handle_rows_free(298);
     assert_eq!(actions(&mut scheduler), "", "a row of the chunk is in flight");
     scheduler.handle_rows_free(300);
-    scheduler.handle_token(SequenceId(0));
+    scheduler.handle_token(SequenceId(0), 7);
     assert_eq!(actions(&mut scheduler), "0@11+1*, 1@100+100");
 }
 
@@ -121,13 +148,13 @@ fn the_youngest_is_preempted_and_computed_again() {
     request(&mut scheduler, 1, 63);
     request(&mut scheduler, 2, 5);
     request(&mut scheduler, 3, 5);
-    assert_eq!(actions(&mut scheduler), "begin 1 as 0, 0@0+63*, begin 2 as 1, 1@0+5*, begin 3 as 2, 2@0+5*");
+    assert_eq!(actions(&mut scheduler), "begin 1 as 0, begin 2 as 1, begin 3 as 2, 1@0+5*, 2@0+5*, 0@0+63*");
     request(&mut scheduler, 4, 5);
     tokens(&mut scheduler, 0, 63..128);
     assert_eq!(token(&mut scheduler, 2), "2@5+1*");
     assert_eq!(token(&mut scheduler, 0), "preempt 2, leave 2");
     assert_eq!((scheduler.running(), scheduler.waiting()), (2, 2));
-    scheduler.handle_token(SequenceId(2)); // It was in the trunk when it had to give way.
+    scheduler.handle_token(SequenceId(2), 7); // It was in the trunk when it had to give way.
     scheduler.handle_left(SequenceId(2));
     assert_eq!(actions(&mut scheduler), "release 2, 0@128+1*");
     scheduler.handle_finished(SequenceId(1));
@@ -137,7 +164,7 @@ fn the_youngest_is_preempted_and_computed_again() {
     scheduler.handle_left(SequenceId(0));
     assert_eq!(
         actions(&mut scheduler),
-        "leave 0, release 0, begin 3 as 0, 0@0+7*, begin 4 as 1, 1@0+5*",
+        "leave 0, release 0, begin 3 as 0, begin 4 as 1, 1@0+5*, 0@0+7*",
         "five of the prompt, and two tokens"
     );
 }
@@ -148,7 +175,7 @@ fn the_youngest_makes_no_elder_give_way() {
     let mut scheduler = Scheduler::new(settings(3));
     request(&mut scheduler, 1, 5);
     request(&mut scheduler, 2, 5);
-    assert_eq!(actions(&mut scheduler), "begin 1 as 0, 0@0+5*, begin 2 as 1, 1@0+5*");
+    assert_eq!(actions(&mut scheduler), "begin 1 as 0, begin 2 as 1, 0@0+5*, 1@0+5*");
     tokens(&mut scheduler, 1, 5..128);
     assert_eq!(token(&mut scheduler, 1), "preempt 1, leave 1");
     scheduler.handle_left(SequenceId(1));
@@ -164,7 +191,7 @@ fn a_sequence_that_outgrows_all_pages_is_full() {
     request(&mut scheduler, 2, 3);
     assert_eq!(actions(&mut scheduler), "begin 1 as 0, 0@0+63*");
     assert_eq!(token(&mut scheduler, 0), "0@63+1*");
-    assert_eq!(token(&mut scheduler, 0), "full 0, leave 0");
+    assert_eq!(token(&mut scheduler, 0), "full 1, leave 0");
     scheduler.handle_finished(SequenceId(0));
     scheduler.handle_cancel(RequestId(1));
     scheduler.handle_left(SequenceId(0));
@@ -178,7 +205,7 @@ fn pages_that_come_back_are_waited_for() {
     request(&mut scheduler, 1, 63);
     request(&mut scheduler, 2, 5);
     request(&mut scheduler, 3, 5);
-    assert_eq!(actions(&mut scheduler), "begin 1 as 0, 0@0+63*, begin 2 as 1, 1@0+5*, begin 3 as 2, 2@0+5*");
+    assert_eq!(actions(&mut scheduler), "begin 1 as 0, begin 2 as 1, begin 3 as 2, 1@0+5*, 2@0+5*, 0@0+63*");
     tokens(&mut scheduler, 0, 63..128);
     scheduler.handle_cancel(RequestId(2));
     assert_eq!(token(&mut scheduler, 0), "leave 1");
@@ -191,12 +218,12 @@ fn pages_that_come_back_are_waited_for() {
 #[test]
 fn a_request_is_refused_with_the_numbers_that_disagree() {
     let mut scheduler = Scheduler::new(settings(2));
-    let refused = scheduler.handle_request(RequestId(1), 129, 1).unwrap_err();
+    let refused = ask(&mut scheduler, 1, &[1; 129], 0).unwrap_err();
     assert_eq!(refused, Refused::TooLong { needed: 3, pages: 2 });
     for id in 2..5 {
         request(&mut scheduler, id, 128);
     }
-    let refused = scheduler.handle_request(RequestId(5), 1, 1).unwrap_err();
+    let refused = ask(&mut scheduler, 5, &[1], 3).unwrap_err();
     assert_eq!(refused, Refused::QueueFull { waiting: 3 });
 }
 
@@ -213,4 +240,179 @@ fn a_request_may_be_cancelled_at_any_moment() {
     scheduler.handle_cancel(RequestId(2));
     assert_eq!(actions(&mut scheduler), "release 0", "the flow has never heard of it");
     assert_eq!((scheduler.pages_free(), scheduler.running(), scheduler.waiting()), (2, 0, 0));
+}
+
+fn caching(pages: u32) -> Scheduler {
+    Scheduler::new(SchedulerSettings { prefix_cache: true, ..settings(pages) })
+}
+
+/// A prompt that begins as all of these do.
+fn alike(scheduler: &mut Scheduler, id: u64, prompt_tokens: u32) {
+    let prompt: Vec<u32> = (0..prompt_tokens).collect();
+    ask(scheduler, id, &prompt, 0).unwrap();
+}
+
+/// What was computed is found, but for the row that is sampled; what was computed twice is kept once. An answer is a beginning
+/// too.
+#[test]
+fn a_prompt_that_begins_alike_computes_the_rest() {
+    let mut scheduler = caching(20);
+    alike(&mut scheduler, 1, 130);
+    assert_eq!(actions(&mut scheduler), "begin 1 as 0, 0@0+100, 0@100+30*");
+    assert_eq!(token(&mut scheduler, 0), "0.0 is A, 0.1 is B, 0@130+1*");
+    scheduler.handle_rows_free(300);
+    alike(&mut scheduler, 2, 130);
+    assert_eq!(actions(&mut scheduler), "begin 2 as 1, 1 has A, 1 has B, 1@128+2*");
+    alike(&mut scheduler, 3, 128);
+    assert_eq!(actions(&mut scheduler), "begin 3 as 2, 2 has A, 2@64+64*");
+    assert_eq!(token(&mut scheduler, 2), "2.1 was B, 2@128+1*");
+    assert_eq!(scheduler.pages_free(), 15, "A and B, and one each");
+    let seen = scheduler.prefix_seen();
+    assert_eq!((seen.begun, seen.hits, seen.positions, seen.pages), (3, 2, 192, 2));
+
+    // 62 more tokens of the first, all of them 7.
+    for at in 131..192 {
+        assert_eq!(token(&mut scheduler, 0), format!("0@{at}+1*"));
+        scheduler.handle_rows_free(300);
+    }
+    assert_eq!(token(&mut scheduler, 0), "0.2 is C, 0@192+1*");
+    scheduler.handle_cancel(RequestId(2));
+    scheduler.handle_left(SequenceId(1));
+    let told: Vec<u32> = (0..130).chain([7; 63]).collect();
+    ask(&mut scheduler, 4, &told, 0).unwrap();
+    assert_eq!(
+        actions(&mut scheduler),
+        "leave 1, release 1, begin 4 as 1, 1 has A, 1 has B, 1 has C, 1@192+1*"
+    );
+}
+
+/// Several answers to one prompt compute it once. If the one that computes it goes, the next does.
+#[test]
+fn a_prompt_waits_for_its_like_that_is_being_computed() {
+    let mut scheduler = caching(20);
+    for id in 1..4 {
+        alike(&mut scheduler, id, 130);
+    }
+    assert_eq!(actions(&mut scheduler), "begin 1 as 0, begin 2 as 1, begin 3 as 2, 0@0+100, 0@100+30*");
+    scheduler.handle_cancel(RequestId(1));
+    scheduler.handle_rows_free(300);
+    assert_eq!(actions(&mut scheduler), "leave 0, 1@0+100, 1@100+30*");
+    scheduler.handle_rows_free(300);
+    assert_eq!(token(&mut scheduler, 1), "1.0 is A, 1.1 is B, 1@130+1*, 2 has A, 2 has B, 2@128+2*");
+}
+
+/// What nobody uses goes when its page is needed, of a beginning the end first. What is used stays.
+#[test]
+fn kept_pages_go_when_they_are_needed() {
+    let mut scheduler = caching(5);
+    alike(&mut scheduler, 1, 130);
+    actions(&mut scheduler);
+    scheduler.handle_finished(SequenceId(0));
+    scheduler.handle_left(SequenceId(0));
+    assert_eq!(actions(&mut scheduler), "0.0 is A, 0.1 is B, leave 0, release 0");
+    assert_eq!(scheduler.pages_free(), 5);
+    scheduler.handle_rows_free(300);
+    request(&mut scheduler, 2, 250);
+    assert_eq!(actions(&mut scheduler), "begin 2 as 0, forget B, 0@0+100, 0@100+100, 0@200+50*");
+    scheduler.handle_rows_free(300);
+    alike(&mut scheduler, 3, 65);
+    assert_eq!(actions(&mut scheduler), "", "A is there, and no other page for its last row");
+    scheduler.handle_finished(SequenceId(0));
+    scheduler.handle_left(SequenceId(0));
+    let expected = "0.0 is B, 0.1 is C, 0.2 is D, leave 0, release 0, begin 3 as 0, 0 has A, 0@64+1*";
+    assert_eq!(actions(&mut scheduler), expected);
+}
+
+/// Nobody is to build on what led to a failure.
+#[test]
+fn what_a_failed_sequence_computed_is_not_found() {
+    let mut scheduler = caching(20);
+    alike(&mut scheduler, 1, 70);
+    actions(&mut scheduler);
+    assert_eq!(token(&mut scheduler, 0), "0.0 is A, 0@70+1*");
+    alike(&mut scheduler, 2, 70);
+    assert_eq!(actions(&mut scheduler), "begin 2 as 1, 1 has A, 1@64+6*");
+    scheduler.handle_failed(SequenceId(0));
+    scheduler.handle_left(SequenceId(0));
+    scheduler.handle_rows_free(300);
+    alike(&mut scheduler, 3, 70);
+    assert_eq!(actions(&mut scheduler), "leave 0, release 0, begin 3 as 0, 0@0+70*");
+    scheduler.handle_cancel(RequestId(2));
+    scheduler.handle_left(SequenceId(1));
+    assert_eq!(actions(&mut scheduler), "leave 1, release 1, forget A", "who had it may have it to the end");
+}
+
+/// The urgent begin first, and each class in order; of two that want one page the less urgent gives way, the older too.
+#[test]
+fn the_urgent_begin_first_and_give_way_last() {
+    let mut scheduler = Scheduler::new(SchedulerSettings { sequences_max: 1, ..settings(20) });
+    ask(&mut scheduler, 1, &[1], 0).unwrap();
+    assert_eq!(actions(&mut scheduler), "begin 1 as 0, 0@0+1*");
+    for (id, priority) in [(2, -1), (3, 0), (4, 3)] {
+        ask(&mut scheduler, id, &[1], priority).unwrap();
+    }
+    for next in [4, 3, 2] {
+        scheduler.handle_finished(SequenceId(0));
+        scheduler.handle_left(SequenceId(0));
+        assert_eq!(actions(&mut scheduler), format!("leave 0, release 0, begin {next} as 0, 0@0+1*"));
+    }
+
+    let mut scheduler = Scheduler::new(settings(3));
+    ask(&mut scheduler, 1, &[1; 63], -1).unwrap();
+    ask(&mut scheduler, 2, &[1; 5], 0).unwrap();
+    assert_eq!(actions(&mut scheduler), "begin 2 as 0, begin 1 as 1, 0@0+5*, 1@0+63*");
+    tokens(&mut scheduler, 0, 5..128);
+    assert_eq!(token(&mut scheduler, 0), "preempt 1, leave 1");
+}
+
+/// However many urgent ones come: after so many it is somebody else's turn.
+#[test]
+fn nobody_is_overtaken_for_ever() {
+    let mut scheduler = Scheduler::new(SchedulerSettings { sequences_max: 1, ..settings(20) });
+    ask(&mut scheduler, 1, &[1], 3).unwrap();
+    actions(&mut scheduler);
+    ask(&mut scheduler, 2, &[1], -3).unwrap();
+    let mut urgent = 3;
+    loop {
+        ask(&mut scheduler, urgent, &[1], 3).unwrap();
+        scheduler.handle_finished(SequenceId(0));
+        scheduler.handle_left(SequenceId(0));
+        let told = actions(&mut scheduler);
+        if told.contains("begin 2 as") {
+            break;
+        }
+        assert_eq!(told, format!("leave 0, release 0, begin {urgent} as 0, 0@0+1*"));
+        urgent += 1;
+    }
+    assert_eq!(urgent - 3, OVERTAKEN_MAX);
+}
+
+/// A short prompt does not wait for a long one, and a long one goes on all the same.
+#[test]
+fn of_four_chunks_one_is_the_first_prompts() {
+    let mut scheduler = Scheduler::new(SchedulerSettings {
+        sequences_max: 9,
+        queue_max: 9,
+        rows_in_flight_max: 400,
+        ..settings(100)
+    });
+    scheduler.handle_rows_free(100);
+    request(&mut scheduler, 1, 1000);
+    assert_eq!(actions(&mut scheduler), "begin 1 as 0, 0@0+100");
+    let mut order = String::new();
+    for id in 2..8 {
+        request(&mut scheduler, id, 90);
+    }
+    for _ in 0..8 {
+        scheduler.handle_rows_free(400);
+        let chunk = loop {
+            match scheduler.poll_action() {
+                Some(Action::Chunk(chunk)) => break chunk,
+                Some(_) => {}
+                None => panic!("there is room"),
+            }
+        };
+        order += &chunk.sequence.0.to_string();
+    }
+    assert_eq!(order, "12304560");
 }

@@ -1,27 +1,53 @@
 //! A world in which a scheduler and a flow serve requests: the shell's part, played by the book, and watched.
+//!
+//! It plays the trunk too, with pages that remember of which ids they were computed: all ids from the beginning of their
+//! sequence, since keys and values depend on all of them. That is the naive model of the prefix cache.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use phalanx_coordinator::data::flow::{Chunk, Flow, FlowSettings};
-use phalanx_coordinator::data::ids::{RowId, SequenceId};
-use phalanx_coordinator::data::scheduler::{Action, RequestId, Scheduler, SchedulerSettings};
+use phalanx_coordinator::data::ids::{BlockId, RowId, SequenceId};
+use phalanx_coordinator::data::scheduler::{
+    Action, Asked, OVERTAKEN_MAX, Priority, RequestId, Scheduler, SchedulerSettings,
+};
+
+const PAGE: u32 = 64;
 
 #[derive(Debug, Clone)]
 struct Request {
     prompt: u32,
     tokens: u32,
     tokens_max: u32,
+    /// Of which text it is the beginning, answer and all.
+    text: u32,
+    priority: Priority,
+    /// How many began before it that came later.
+    overtaken: u64,
     sequence: Option<SequenceId>,
 }
 
 #[derive(Debug, Clone)]
 struct Sequence {
     request: RequestId,
+    text: u32,
     /// Positions that have pages.
     length: u32,
     /// Rows that may be given out: what is known.
     known: u32,
     is_leaving: bool,
+    has_rows: bool,
+    pages: Vec<usize>,
+    /// So many of these it has found.
+    found: usize,
+}
+
+/// What a page holds.
+#[derive(Debug, Clone, Default)]
+struct Page {
+    /// The ids of all positions up to the last that was computed here.
+    ids: Vec<u32>,
+    holders: u32,
+    is_block: bool,
 }
 
 /// How a request ended.
@@ -30,6 +56,7 @@ pub(crate) enum End {
     Finished,
     Full,
     Cancelled,
+    Failed,
 }
 
 pub(crate) struct World {
@@ -39,6 +66,10 @@ pub(crate) struct World {
     /// Those that have not ended, in the order in which they came.
     requests: BTreeMap<RequestId, Request>,
     sequences: BTreeMap<SequenceId, Sequence>,
+    pages: Vec<Page>,
+    blocks: BTreeMap<BlockId, usize>,
+    /// Blocks of those that failed.
+    hidden: BTreeSet<BlockId>,
     out: Vec<RowId>,
     stages: u32,
     /// Keeps tokens that come after their sequence was preempted.
@@ -46,10 +77,23 @@ pub(crate) struct World {
     pub(crate) ends: BTreeMap<RequestId, End>,
     pub(crate) preempted: usize,
     pub(crate) rows: u64,
+    pub(crate) shared: usize,
+    pub(crate) replaced: usize,
 }
 
 fn pages(positions: u32) -> u32 {
-    positions.div_ceil(64)
+    positions.div_ceil(PAGE)
+}
+
+/// Texts are alike up to here, and then go on differently.
+const COMMON: u32 = 100;
+
+fn id(text: u32, position: u32) -> u32 {
+    if position < COMMON { position } else { position + 10_000 * (text + 1) }
+}
+
+fn ids(text: u32, length: u32) -> Vec<u32> {
+    (0..length).map(|position| id(text, position)).collect()
 }
 
 impl World {
@@ -58,14 +102,19 @@ impl World {
             stages: flow.stages,
             flow: Flow::new(flow),
             scheduler: Scheduler::new(settings.clone()),
+            pages: vec![Page::default(); settings.pages as usize],
             settings,
             requests: BTreeMap::new(),
             sequences: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            hidden: BTreeSet::new(),
             out: Vec::new(),
             keeps_late_tokens,
             ends: BTreeMap::new(),
             preempted: 0,
             rows: 0,
+            shared: 0,
+            replaced: 0,
         }
     }
 
@@ -78,15 +127,21 @@ impl World {
         assert_eq!(self.scheduler.pages_free(), self.settings.pages, "all pages come back");
         assert_eq!((self.scheduler.running(), self.scheduler.waiting()), (0, 0));
         assert_eq!(self.flow.rows_free(), self.settings.rows_in_flight_max as usize);
+        let held = self.pages.iter().filter(|page| page.holders > 0).count();
+        assert_eq!(held, self.blocks.len(), "only blocks are held");
+        assert!(self.settings.prefix_cache || self.blocks.is_empty());
     }
 
-    pub(crate) fn request(&mut self, id: u64, prompt: u32, tokens_max: u32) {
-        let id = RequestId(id);
+    pub(crate) fn request(&mut self, id: u64, prompt: u32, tokens_max: u32, text: u32, priority: i64) {
+        let (id, priority) = (RequestId(id), Priority::new(priority).unwrap());
         let waiting = self.requests.values().filter(|request| !self.runs(request)).count();
         let fits = pages(prompt) <= self.settings.pages && waiting < self.settings.queue_max as usize;
-        assert_eq!(self.scheduler.handle_request(id, prompt, tokens_max).is_ok(), fits);
+        let asked = Asked { request: id, prompt: &ids(text, prompt), tokens: &[], tokens_max, priority };
+        assert_eq!(self.scheduler.handle_request(asked).is_ok(), fits);
         if fits {
-            self.requests.insert(id, Request { prompt, tokens: 0, tokens_max, sequence: None });
+            let request =
+                Request { prompt, tokens: 0, tokens_max, text, priority, overtaken: 0, sequence: None };
+            self.requests.insert(id, request);
         }
         self.carry_out();
     }
@@ -94,6 +149,21 @@ impl World {
     pub(crate) fn cancel(&mut self, id: u64) {
         self.scheduler.handle_cancel(RequestId(id));
         self.end(RequestId(id), End::Cancelled);
+        self.carry_out();
+    }
+
+    /// A row of a running sequence cannot be computed.
+    pub(crate) fn fail(&mut self, id: u64) {
+        let Some(request) = self.requests.get(&RequestId(id)).filter(|request| self.runs(request)) else {
+            return;
+        };
+        let sequence = request.sequence.unwrap();
+        let of = &self.sequences[&sequence];
+        let own = &of.pages[of.found..];
+        self.hidden
+            .extend(self.blocks.iter().filter(|(_, page)| own.contains(page)).map(|(block, _)| *block));
+        self.scheduler.handle_failed(sequence);
+        self.end(RequestId(id), End::Failed);
         self.carry_out();
     }
 
@@ -113,6 +183,13 @@ impl World {
         let Some(batch) = self.flow.poll_batch() else { return false };
         let batch = batch.clone();
         self.rows += batch.rows.len() as u64;
+        // The last stage but the head has the last layers.
+        if batch.stage + 2 == self.stages {
+            for run in &batch.runs {
+                (run.start..run.start + (run.rows.end - run.rows.start))
+                    .for_each(|position| self.write(run.sequence, position));
+            }
+        }
         if let Some(id) = cancelled_meanwhile {
             self.cancel(id);
         }
@@ -123,6 +200,21 @@ impl World {
         }
         self.carry_out();
         true
+    }
+
+    /// The last layers of a position are computed, in its sequence's page.
+    fn write(&mut self, sequence: SequenceId, position: u32) {
+        let of = &self.sequences[&sequence];
+        let at = of.pages[(position / PAGE) as usize];
+        let before = match position.checked_sub(1) {
+            Some(before) => self.pages[of.pages[(before / PAGE) as usize]].ids.clone(),
+            None => Vec::new(),
+        };
+        let page = &mut self.pages[at];
+        assert!(!page.is_block && page.holders == 1, "{sequence} has the page alone that it writes");
+        assert_eq!(before, ids(of.text, position), "all positions before {position} of {sequence} are there");
+        page.ids = before;
+        page.ids.push(id(of.text, position));
     }
 
     fn token(&mut self, sequence: SequenceId) {
@@ -137,7 +229,7 @@ impl World {
             self.scheduler.handle_finished(sequence);
             self.end(running.request, End::Finished);
         } else {
-            self.scheduler.handle_token(sequence);
+            self.scheduler.handle_token(sequence, id(running.text, running.known));
             self.sequences.get_mut(&sequence).unwrap().known += 1;
         }
     }
@@ -152,8 +244,11 @@ impl World {
         request.sequence.is_some_and(|sequence| !self.sequences[&sequence].is_leaving)
     }
 
+    /// Pages that sequences have.
     fn pages_used(&self) -> u32 {
-        self.sequences.values().map(|sequence| pages(sequence.length)).sum()
+        let used: BTreeSet<usize> =
+            self.sequences.values().flat_map(|sequence| sequence.pages.iter().copied()).collect();
+        used.len() as u32
     }
 
     fn carry_out(&mut self) {
@@ -166,35 +261,119 @@ impl World {
             match action {
                 Action::Begin { request, sequence } => self.begin(request, sequence),
                 Action::Chunk(chunk) => self.chunk(chunk),
-                Action::Preempt { .. } => self.preempted += 1,
-                Action::Full { sequence } => self.full(sequence),
+                Action::Preempt { sequence } => {
+                    self.preempted += 1;
+                    self.sequences.get_mut(&sequence).unwrap().is_leaving = true;
+                }
+                Action::Full { request } => self.full(request),
                 Action::Leave { sequence } => {
                     self.sequences.get_mut(&sequence).unwrap().is_leaving = true;
                     self.flow.handle_cancel(sequence);
                 }
-                Action::Release { sequence } => {
-                    let released = self.sequences.remove(&sequence).unwrap();
-                    if let Some(request) = self.requests.get_mut(&released.request) {
-                        request.sequence = None;
-                    }
+                Action::Release { sequence } => self.release(sequence),
+                Action::Share { sequence, block } => self.share(sequence, block),
+                Action::Keep { sequence, index, block } => self.keep(sequence, index as usize, block),
+                Action::Replace { sequence, index, block } => self.replace(sequence, index as usize, block),
+                Action::Forget { block } => {
+                    let page = self.blocks.remove(&block).expect("it is a block");
+                    self.hidden.remove(&block);
+                    self.pages[page].is_block = false;
+                    self.let_go(page);
                 }
             }
-            assert!(self.pages_used() <= self.settings.pages, "no page is given twice");
         }
         assert!(self.pages_used() + self.scheduler.pages_free() <= self.settings.pages);
+        assert_eq!(self.scheduler.prefix_seen().pages as usize, self.blocks.len(), "blocks are counted");
         assert!(self.out.len() <= self.settings.rows_in_flight_max as usize);
     }
 
+    fn let_go(&mut self, page: usize) {
+        self.pages[page].holders -= 1;
+        if self.pages[page].holders == 0 {
+            self.pages[page].ids.clear();
+        }
+    }
+
     fn begin(&mut self, id: RequestId, sequence: SequenceId) {
-        let first = self.requests.iter().find(|(_, request)| !self.runs(request));
-        assert_eq!(first.map(|(&id, _)| id), Some(id), "whoever came first begins first");
-        let request = self.requests.get_mut(&id).unwrap();
+        let request = self.requests[&id].clone();
         assert_eq!(request.sequence, None, "it runs once at a time");
-        request.sequence = Some(sequence);
-        let known = request.prompt + request.tokens;
-        let begun = Sequence { request: id, length: 0, known, is_leaving: false };
+        let waiting: Vec<RequestId> = self
+            .requests
+            .iter()
+            .filter(|(other, request)| **other < id && !self.runs(request))
+            .map(|(id, _)| *id)
+            .collect();
+        for other in waiting {
+            let other = self.requests.get_mut(&other).unwrap();
+            assert!(other.priority < request.priority, "whoever came first begins first");
+            other.overtaken += 1;
+            assert!(other.overtaken <= OVERTAKEN_MAX, "nobody is overtaken again and again");
+        }
+        self.requests.get_mut(&id).unwrap().sequence = Some(sequence);
+        let begun = Sequence {
+            request: id,
+            text: request.text,
+            length: 0,
+            known: request.prompt + request.tokens,
+            is_leaving: false,
+            has_rows: false,
+            pages: Vec::new(),
+            found: 0,
+        };
         assert!(self.sequences.insert(sequence, begun).is_none(), "the place is free");
         assert!(self.sequences.len() <= self.settings.sequences_max as usize);
+    }
+
+    fn release(&mut self, sequence: SequenceId) {
+        let released = self.sequences.remove(&sequence).unwrap();
+        released.pages.iter().for_each(|page| self.let_go(*page));
+        if let Some(request) = self.requests.get_mut(&released.request) {
+            request.sequence = None;
+        }
+    }
+
+    /// The page of a block, which holds what this sequence would compute.
+    fn block(&self, sequence: SequenceId, index: usize, block: BlockId) -> usize {
+        let page = *self.blocks.get(&block).expect("it is a block");
+        let wanted = ids(self.sequences[&sequence].text, (index as u32 + 1) * PAGE);
+        assert_eq!(self.pages[page].ids, wanted, "no page is shared by mistake");
+        page
+    }
+
+    fn share(&mut self, sequence: SequenceId, block: BlockId) {
+        assert!(!self.hidden.contains(&block), "nobody finds what a sequence computed that failed");
+        let index = self.sequences[&sequence].pages.len();
+        let page = self.block(sequence, index, block);
+        let of = self.sequences.get_mut(&sequence).unwrap();
+        assert!(!of.has_rows && of.length as usize == index * PAGE as usize, "a beginning is shared");
+        of.pages.push(page);
+        of.length += PAGE;
+        of.found += 1;
+        assert!(of.length < of.known, "the last row is computed in any case");
+        self.pages[page].holders += 1;
+        self.shared += 1;
+    }
+
+    fn keep(&mut self, sequence: SequenceId, index: usize, block: BlockId) {
+        let of = &self.sequences[&sequence];
+        let page = of.pages[index];
+        assert!(!self.pages[page].is_block, "a page is one block");
+        let before = of.pages[..index].iter().all(|page| self.pages[*page].is_block);
+        assert!(before, "blocks begin at the beginning");
+        assert!(self.blocks.insert(block, page).is_none(), "its name is free");
+        self.pages[page].is_block = true;
+        self.pages[page].holders += 1;
+        self.block(sequence, index, block);
+    }
+
+    fn replace(&mut self, sequence: SequenceId, index: usize, block: BlockId) {
+        let page = self.block(sequence, index, block);
+        let own = std::mem::replace(&mut self.sequences.get_mut(&sequence).unwrap().pages[index], page);
+        assert!(own != page && self.pages[own].ids == self.pages[page].ids, "both hold the same");
+        assert_eq!(self.pages[own].holders, 1, "it was its own");
+        self.pages[page].holders += 1;
+        self.let_go(own);
+        self.replaced += 1;
     }
 
     fn chunk(&mut self, chunk: Chunk) {
@@ -209,6 +388,12 @@ impl World {
         let running = self.sequences.get_mut(&sequence).unwrap();
         assert_eq!(start, running.length, "positions follow one another");
         running.length += count;
+        running.has_rows = true;
+        while running.pages.len() < pages(running.length) as usize {
+            let free = self.pages.iter().position(|page| page.holders == 0).expect("no page is given twice");
+            self.pages[free].holders = 1;
+            running.pages.push(free);
+        }
         assert_eq!(samples, running.length == running.known, "all that is known, then a token");
         assert!(running.length <= running.known && !running.is_leaving);
         assert!(count <= self.settings.chunk_rows_max);
@@ -225,7 +410,7 @@ impl World {
             let length = sequence.length;
             others_decode |= length == sequence.known;
             if length + 1 == sequence.known && length >= self.requests[&sequence.request].prompt {
-                assert_eq!(length % 64, 0, "{id} could decode");
+                assert_eq!(length % PAGE, 0, "{id} could decode");
             }
         }
         let in_flight = self.settings.rows_in_flight_max as usize - self.flow.rows_free();
@@ -236,10 +421,9 @@ impl World {
         }
     }
 
-    fn full(&mut self, sequence: SequenceId) {
-        let running = &self.sequences[&sequence];
-        assert_eq!(running.known, self.settings.pages * 64 + 1, "it fills all pages");
-        let id = running.request;
+    fn full(&mut self, id: RequestId) {
+        let request = &self.requests[&id];
+        assert_eq!(request.prompt + request.tokens, self.settings.pages * PAGE + 1, "it fills all pages");
         self.end(id, End::Full);
     }
 }

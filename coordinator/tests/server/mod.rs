@@ -42,8 +42,8 @@ struct Plain {
 }
 
 impl Plain {
-    fn new() -> Self {
-        let opened = Opened::open(&demo()).unwrap();
+    fn new(dir: &Path) -> Self {
+        let opened = Opened::open(dir).unwrap();
         let kernels = Kernels::for_class(NumericClass::Portable).unwrap();
         let request = Request {
             kernels,
@@ -113,7 +113,7 @@ pub(crate) fn encode(text: &str) -> Vec<u32> {
 /// Ids of a prompt and of its likeliest answer: the oracle, alone and without any server.
 pub(crate) fn greedy(prompt: &str, count: usize) -> (Vec<u32>, Vec<u32>) {
     static PLAIN: OnceLock<Mutex<Plain>> = OnceLock::new();
-    let mut plain = PLAIN.get_or_init(|| Mutex::new(Plain::new())).lock().unwrap();
+    let mut plain = PLAIN.get_or_init(|| Mutex::new(Plain::new(&demo()))).lock().unwrap();
     let prompt = encode(prompt);
     let (mut sequence, mut tokens, mut next) = (Sequence::default(), Vec::new(), prompt.clone());
     for _ in 0..count {
@@ -154,7 +154,8 @@ impl Backend for PlainBackend {
     fn submit(&self, submission: Submission) -> Soon<'_, RequestId> {
         let id = RequestId(self.0.submitted.fetch_add(1, Ordering::SeqCst) as u64);
         if self.0.is_busy.load(Ordering::SeqCst) {
-            submission.events.try_send(Event::Failed(Failure::Busy { waiting: 7 })).unwrap();
+            let retry_after = Duration::from_secs(9);
+            submission.events.try_send(Event::Failed(Failure::Busy { waiting: 7, retry_after })).unwrap();
         } else {
             self.0.running.fetch_add(1, Ordering::SeqCst);
             self.0.new.lock().unwrap().push((id, submission));
@@ -190,8 +191,8 @@ impl Backend for PlainBackend {
 }
 
 /// The plain loop, for whoever is there: one step of all of them after the other.
-fn compute(shared: &Shared) {
-    let mut plain = Plain::new();
+fn compute(shared: &Shared, dir: &Path) {
+    let mut plain = Plain::new(dir);
     let mut running: Vec<Running> = Vec::new();
     while !shared.is_over.load(Ordering::SeqCst) {
         // In this order: a request is never seen later than its cancel.
@@ -220,7 +221,14 @@ fn compute(shared: &Shared) {
         let tokens: Vec<Vec<u32>> = running
             .iter()
             .filter(|run| !is_held(run))
-            .map(|run| run.submission.generation.next_tokens().to_vec())
+            .map(|run| {
+                let generation = &run.submission.generation;
+                match run.sequence.is_empty() {
+                    // An answer that is gone on with has tokens already.
+                    true => [&generation.request().prompt, generation.tokens()].concat(),
+                    false => generation.next_tokens().to_vec(),
+                }
+            })
             .collect();
         if tokens.is_empty() {
             std::thread::sleep(Duration::from_millis(1));
@@ -261,6 +269,11 @@ impl Server {
     }
 
     pub(crate) fn with(limits: Limits) -> Self {
+        Self::of(&demo(), "demo", limits)
+    }
+
+    /// Serves another model.
+    pub(crate) fn of(dir: &Path, name: &str, limits: Limits) -> Self {
         let shared = Arc::new(Shared {
             new: Mutex::default(),
             cancels: Mutex::default(),
@@ -273,12 +286,12 @@ impl Server {
             held_after: AtomicUsize::new(usize::MAX),
             is_over: AtomicBool::new(false),
         });
-        let opened = Opened::open(&demo()).unwrap();
+        let opened = Opened::open(dir).unwrap();
         let context_max = opened.spec.context_max;
         let served = Served {
-            name: "demo".into(),
+            name: name.into(),
             spec: opened.spec,
-            texts: Arc::new(Texts::open(&demo()).unwrap()),
+            texts: Arc::new(Texts::open(dir).unwrap()),
             numeric_class: NumericClass::Portable,
             config_digest: opened.config_digest,
         };
@@ -287,8 +300,8 @@ impl Server {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let stop = Arc::new(tokio::sync::Notify::new());
-        let computing = Arc::clone(&shared);
-        let compute = std::thread::spawn(move || compute(&computing));
+        let (computing, dir) = (Arc::clone(&shared), dir.to_owned());
+        let compute = std::thread::spawn(move || compute(&computing, &dir));
         let stopped = Arc::clone(&stop);
         let serving = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -370,10 +383,15 @@ impl Server {
     }
 
     pub(crate) fn post(&self, path: &str, body: &str) -> Answer {
+        self.post_with(path, "", body)
+    }
+
+    /// The same with more headers, each with its line's end.
+    pub(crate) fn post_with(&self, path: &str, headers: &str, body: &str) -> Answer {
         let head = format!(
             "POST {path} HTTP/1.1\r\nhost: x\r\nContent-Type: application/json; charset=utf-8\r\nconnection: close\r\n"
         );
-        self.raw(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes())
+        self.raw(format!("{head}{headers}content-length: {}\r\n\r\n{body}", body.len()).as_bytes())
     }
 
     pub(crate) fn get(&self, path: &str) -> Answer {
@@ -455,12 +473,23 @@ impl Answer {
 
     /// The chunks of a stream, and its last event.
     pub(crate) fn chunks(&self) -> (Vec<Value>, String) {
+        let mut events = self.events();
+        let (_, last) = events.pop().unwrap();
+        (events.iter().map(|(_, data)| serde_json::from_str(data).unwrap()).collect(), last)
+    }
+
+    /// Ids and data of all events of a stream.
+    pub(crate) fn events(&self) -> Vec<(Option<String>, String)> {
         let text = self.text();
-        let mut events: Vec<&str> =
-            text.split("\n\n").filter(|event| !event.is_empty() && !event.starts_with(':')).collect();
-        let last = events.pop().unwrap().strip_prefix("data: ").unwrap().to_owned();
-        let json = |event: &&str| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap();
-        (events.iter().map(json).collect(), last)
+        let events = text.split("\n\n").filter(|event| !event.is_empty() && !event.starts_with(':'));
+        let parts = |event: &str| {
+            let (id, data) = match event.strip_prefix("id: ").and_then(|event| event.split_once('\n')) {
+                Some((id, data)) => (Some(id.to_owned()), data),
+                None => (None, event),
+            };
+            (id, data.strip_prefix("data: ").unwrap().to_owned())
+        };
+        events.map(parts).collect()
     }
 }
 

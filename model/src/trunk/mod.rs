@@ -152,6 +152,10 @@ impl Trunk {
         cache: &mut KvCache,
         spans: &[Span<'_>],
     ) {
+        for span in spans {
+            // What is written below is then its sequence's alone.
+            assert!(span.start >= span.sequence.writable_from(), "nobody writes to a page that is shared");
+        }
         let weights = &self.weights.layers[layer];
         let rows = work.hidden.len() / self.spec.hidden;
         work.rows.reset(rows, self.spec.hidden);

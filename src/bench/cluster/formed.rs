@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use coordinator::api::{Backend, State};
-use coordinator::data::request::{Event, Submission};
+use coordinator::data::request::{Event, Priority, Submission};
 use coordinator::generation::{Generation, Request};
 use coordinator::start::Coordinator;
 use model::sampler::Sampling;
@@ -192,7 +192,13 @@ async fn submit(
     let (events, mut came) = mpsc::channel(Submission::events_max(count));
     let generation = Generation::new(request, None, StopStream::new(Vec::new())?);
     let within_ms = PATIENCE.as_millis() as u64;
-    let submission = Submission { generation, deadline: Instant::now() + PATIENCE, within_ms, events };
+    let submission = Submission {
+        generation,
+        priority: Priority::default(),
+        deadline: Instant::now() + PATIENCE,
+        within_ms,
+        events,
+    };
     coordinator.submit(submission).await;
     let (tell, told) = oneshot::channel();
     actix::spawn(async move {
@@ -203,7 +209,7 @@ async fn submit(
                     answered.heard.at.push(Instant::now());
                     answered.tokens.push(token.id);
                 }
-                Some(Event::Step { token: None, .. }) => {}
+                Some(Event::Step { token: None, .. } | Event::Cached(_)) => {}
                 Some(Event::End(_)) => break Ok(answered),
                 Some(Event::Failed(why)) => break Err(why.to_string().into()),
                 None => break Err("a request was dropped".into()),

@@ -389,6 +389,8 @@ impl Cluster {
                 kv_bytes: usize::try_from(self.kv_memory).unwrap_or(usize::MAX),
                 forwarding: self.forwarding.choice(),
                 shared_cores,
+                // What is measured is computing.
+                prefix_cache: false,
                 ..DataSettings::default()
             },
             placer: PlacerSettings {

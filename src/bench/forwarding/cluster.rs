@@ -138,6 +138,8 @@ fn settings(
             sequences_max: requests.max(256),
             kv_bytes: usize::try_from(asked.kv_memory)?,
             shared_cores,
+            // What is measured is computing.
+            prefix_cache: false,
             ..DataSettings::default()
         },
         placer: PlacerSettings {

@@ -9,7 +9,7 @@ use coordinator::api::Backend;
 use coordinator::data::actor::{Ask, Report};
 use coordinator::data::flow::Forwarding as Mode;
 use coordinator::data::forwarding::Choice;
-use coordinator::data::request::{Event, Submission};
+use coordinator::data::request::{Event, Priority, Submission};
 use coordinator::data::steer::Forward;
 use coordinator::generation::{Generation, Request};
 use coordinator::start::Coordinator;
@@ -167,8 +167,13 @@ impl Client {
             let (events, mut heard) = mpsc::channel(Submission::events_max(asked.tokens_max));
             let generation = Generation::new(asked, None, StopStream::new(Vec::new())?);
             let within_ms = PATIENCE.as_millis() as u64;
-            let submission =
-                Submission { generation, deadline: Instant::now() + PATIENCE, within_ms, events };
+            let submission = Submission {
+                generation,
+                priority: Priority::default(),
+                deadline: Instant::now() + PATIENCE,
+                within_ms,
+                events,
+            };
             coordinator.submit(submission).await;
             let mut at = 0;
             loop {
@@ -177,7 +182,7 @@ impl Client {
                         self.check(request, at, token.id)?;
                         at += 1;
                     }
-                    Some(Event::Step { token: None, .. }) => {}
+                    Some(Event::Step { token: None, .. } | Event::Cached(_)) => {}
                     Some(Event::End(_)) => break,
                     Some(Event::Failed(why)) => return Err(why.to_string().into()),
                     None => return Err("a request was dropped".into()),

@@ -80,6 +80,19 @@ impl Links {
         line.len += 1;
     }
 
+    /// Joins before another that stands in `line`, or else at the end.
+    pub(crate) fn insert(&mut self, line: &mut Line, place: u32, next: Option<u32>) {
+        let Some(next) = next else { return self.push_back(line, place) };
+        let before = self.0[next as usize].before;
+        self.0[place as usize] = Link { before, after: next };
+        self.0[next as usize].before = place;
+        match before {
+            NONE => line.first = place,
+            before => self.0[before as usize].after = place,
+        }
+        line.len += 1;
+    }
+
     /// Steps out, from wherever it stands in `line`.
     pub(crate) fn remove(&mut self, line: &mut Line, place: u32) {
         let Link { before, after } = self.0[place as usize];
@@ -132,6 +145,11 @@ mod tests {
         }
         links.push_front(&mut line, 5);
         assert_eq!(all(&links, &line), [5, 3, 1, 4]);
+        links.insert(&mut line, 6, Some(5));
+        links.insert(&mut line, 7, Some(4));
+        links.insert(&mut line, 2, None);
+        assert_eq!((all(&links, &line), line.len()), (vec![6, 5, 3, 1, 7, 4, 2], 7));
+        [6, 7, 2].into_iter().for_each(|place| links.remove(&mut line, place));
         assert_eq!((line.len(), line.last(), links.before(1)), (4, Some(4), Some(3)));
         links.remove(&mut line, 1);
         assert_eq!(all(&links, &line), [5, 3, 4]);

@@ -3,7 +3,7 @@
 //! Pure.
 
 use super::sequences::State;
-use super::{RequestId, Scheduler, pages_for};
+use super::{PROMPTS_MAX, RequestId, Scheduler, pages_for};
 use crate::data::ids::SequenceId;
 
 /// What keeps a request, or a sequence, from going on.
@@ -28,7 +28,7 @@ pub enum Held {
         /// In all.
         pages: u32,
     },
-    /// A prompt is being given out, and one goes after the other.
+    /// As many prompts are being given out as may be at once.
     Prompt,
     /// So many rows are under way as may be, or as prompts may have beside those who decode.
     Rows,
@@ -43,7 +43,7 @@ impl Scheduler {
     pub fn held_requests(&self) -> impl Iterator<Item = (RequestId, Held)> + '_ {
         self.requests.in_line().enumerate().map(|(ahead, place)| {
             let held = if ahead == 0 { self.held_first(place) } else { Held::Behind { ahead } };
-            (self.requests.get(place).id, held)
+            (RequestId(self.requests.get(place).id), held)
         })
     }
 
@@ -53,14 +53,15 @@ impl Scheduler {
         if request.sequence.is_some() {
             return Held::Leaving;
         }
-        let running = self.sequences.running.len();
-        let (free, pages) = (self.pages_free, self.settings.pages);
-        let needed = pages_for(request.length()) + self.pages_to_grow(place);
+        let running = self.sequences.running();
+        let (free, pages) = (self.pages.available(), self.settings.pages);
+        if self.prompts >= PROMPTS_MAX {
+            return Held::Prompt;
+        }
+        let (found, idle) = self.pages.find(request.hashes_to_find());
+        let needed = idle + pages_for(request.length()) - found + self.pages_to_grow(place);
         if !self.sequences.starved.is_empty() || free < needed {
             return Held::Pages { needed, free, pages };
-        }
-        if self.sequences.prefilling.is_some() {
-            return Held::Prompt;
         }
         if running == self.settings.sequences_max as usize {
             return Held::Places { running };
@@ -72,7 +73,9 @@ impl Scheduler {
     pub fn held_sequence(&self, sequence: SequenceId) -> Held {
         match self.sequences.get(sequence).state {
             State::Leaving => Held::Leaving,
-            State::Starved => Held::Pages { needed: 1, free: self.pages_free, pages: self.settings.pages },
+            State::Starved => {
+                Held::Pages { needed: 1, free: self.pages.available(), pages: self.settings.pages }
+            }
             State::Ready | State::Prefilling => Held::Rows,
             State::Sampling | State::Free => Held::Nothing,
         }

@@ -1,14 +1,16 @@
 //! The sequences that run, and what each waits for.
 //!
-//! Pure, and of fixed size.
+//! Pure, and of fixed size but for the blocks that each has.
 
+use super::requests::RANKS;
 use crate::data::flow::lines::{Line, Links};
-use crate::data::ids::SequenceId;
+use crate::data::ids::{BlockId, SequenceId};
 
 /// What a sequence waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum State {
     /// Nothing: the place is free.
+    #[default]
     Free,
     /// Room for the next chunk of its prompt.
     Prefilling,
@@ -23,7 +25,7 @@ pub(super) enum State {
 }
 
 /// One sequence.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default)]
 pub(super) struct Sequence {
     /// Whose it is; none once the request is done with.
     pub(super) request: Option<u32>,
@@ -32,46 +34,65 @@ pub(super) struct Sequence {
     pub(super) next: u32,
     /// Rows after which the first token is sampled.
     pub(super) target: u32,
-    pub(super) pages: u32,
+    /// Its first pages, which others may have too.
+    pub(super) blocks: Vec<BlockId>,
+    /// How many of those it found.
+    pub(super) found: u32,
+    /// Pages after those, which are its own.
+    pub(super) own: u32,
+    /// How late it gives way.
+    pub(super) rank: usize,
     /// Whether any row was given to the flow.
-    has_rows: bool,
+    pub(super) has_rows: bool,
 }
 
-const NOTHING: Sequence =
-    Sequence { request: None, state: State::Free, next: 0, target: 0, pages: 0, has_rows: false };
+impl Sequence {
+    /// Pages in all.
+    pub(super) fn pages(&self) -> u32 {
+        self.blocks.len() as u32 + self.own
+    }
+
+    /// Rows that have not been given out.
+    pub(super) fn left(&self) -> u32 {
+        self.target - self.next
+    }
+}
 
 /// All sequences.
 #[derive(Debug)]
 pub(super) struct Sequences {
     sequences: Vec<Sequence>,
     free: Vec<u32>,
-    /// Those that run, in the order in which their requests came.
-    pub(super) running: Line,
+    /// Those that run, by how late they give way, in the order in which they began.
+    running: [Line; RANKS],
     ages: Links,
+    /// Those in state `Prefilling`, in the order in which they began.
+    pub(super) prefilling: Line,
     /// Those in state `Ready`.
     pub(super) ready: Line,
     /// Those in state `Starved`.
     pub(super) starved: Line,
     links: Links,
-    /// The one in state `Prefilling`.
-    pub(super) prefilling: Option<SequenceId>,
     /// How many are in state `Sampling`: each has one row in flight that is sampled.
     pub(super) sampling: usize,
+    /// How many are in state `Leaving`.
+    pub(super) leaving: usize,
 }
 
 impl Sequences {
     pub(super) fn new(sequences_max: u32) -> Self {
         let places = sequences_max as usize;
         Self {
-            sequences: vec![NOTHING; places],
+            sequences: std::iter::repeat_with(Sequence::default).take(places).collect(),
             free: (0..sequences_max).rev().collect(),
-            running: Line::default(),
+            running: [Line::default(); RANKS],
             ages: Links::new(places),
+            prefilling: Line::default(),
             ready: Line::default(),
             starved: Line::default(),
             links: Links::new(places),
-            prefilling: None,
             sampling: 0,
+            leaving: 0,
         }
     }
 
@@ -83,25 +104,42 @@ impl Sequences {
         &mut self.sequences[sequence.0 as usize]
     }
 
-    /// The one whose request came last.
-    pub(super) fn youngest(&self) -> Option<SequenceId> {
-        self.running.last().map(SequenceId)
+    /// How many run.
+    pub(super) fn running(&self) -> usize {
+        self.running.iter().map(Line::len).sum()
+    }
+
+    /// Who gives way first: of the lowest rank whoever began last.
+    pub(super) fn first_to_give_way(&self) -> Option<SequenceId> {
+        self.running.iter().find_map(Line::last).map(SequenceId)
     }
 
     /// Those that have given out their prompt.
     pub(super) fn decoding(&self) -> usize {
-        self.running.len() - usize::from(self.prefilling.is_some())
+        self.running() - self.prefilling.len()
     }
 
-    /// A request begins, if a place is free.
-    pub(super) fn begin(&mut self, request: u32, target: u32, pages: u32) -> Option<SequenceId> {
-        assert!(self.prefilling.is_none(), "prompts are given out one after the other");
-        let place = self.free.pop()?;
-        self.sequences[place as usize] =
-            Sequence { request: Some(request), state: State::Prefilling, target, pages, ..NOTHING };
-        self.ages.push_back(&mut self.running, place);
-        self.prefilling = Some(SequenceId(place));
-        Some(SequenceId(place))
+    /// Who in state `Prefilling` began next after this one; without one, first.
+    pub(super) fn prefilling_after(&self, sequence: Option<SequenceId>) -> Option<SequenceId> {
+        let place = match sequence {
+            Some(SequenceId(place)) => self.links.after(place),
+            None => self.prefilling.first(),
+        };
+        place.map(SequenceId)
+    }
+
+    /// The place of whoever begins next, if one is free.
+    pub(super) fn next_place(&self) -> Option<SequenceId> {
+        self.free.last().copied().map(SequenceId)
+    }
+
+    /// A request begins in the [next place](Self::next_place).
+    pub(super) fn begin(&mut self, request: u32, target: u32, rank: usize) {
+        let place = self.free.pop().expect("a place is free");
+        let sequence = &mut self.sequences[place as usize];
+        (sequence.request, sequence.target, sequence.rank) = (Some(request), target, rank);
+        self.ages.push_back(&mut self.running[rank], place);
+        self.set_state(SequenceId(place), State::Prefilling);
     }
 
     /// Rows of it go to the flow.
@@ -134,32 +172,38 @@ impl Sequences {
 
     /// It runs no more. True if the flow has heard of it.
     pub(super) fn leave(&mut self, sequence: SequenceId) -> bool {
-        self.ages.remove(&mut self.running, sequence.0);
+        let rank = self.get(sequence).rank;
+        self.ages.remove(&mut self.running[rank], sequence.0);
         self.set_state(sequence, State::Leaving);
         self.get(sequence).has_rows
     }
 
-    /// Its place is free. Returns its pages.
-    pub(super) fn release(&mut self, sequence: SequenceId) -> u32 {
-        let pages = self.get(sequence).pages;
-        *self.get_mut(sequence) = NOTHING;
+    /// Its place is free. What it had of blocks must have been taken.
+    pub(super) fn release(&mut self, sequence: SequenceId) {
+        self.set_state(sequence, State::Free);
+        let blocks = std::mem::take(&mut self.get_mut(sequence).blocks);
+        assert!(blocks.is_empty(), "{sequence} has let go of its blocks");
+        // Keeps the room of the list.
+        *self.get_mut(sequence) = Sequence { blocks, ..Sequence::default() };
         self.free.push(sequence.0);
-        pages
     }
 
     fn set_state(&mut self, sequence: SequenceId, state: State) {
         match self.get(sequence).state {
-            State::Prefilling => self.prefilling = None,
+            State::Prefilling => self.links.remove(&mut self.prefilling, sequence.0),
             State::Sampling => self.sampling -= 1,
             State::Ready => self.links.remove(&mut self.ready, sequence.0),
             State::Starved => self.links.remove(&mut self.starved, sequence.0),
-            State::Free | State::Leaving => {}
+            State::Leaving => self.leaving -= 1,
+            State::Free => {}
         }
         match state {
+            State::Prefilling => self.links.push_back(&mut self.prefilling, sequence.0),
             State::Sampling => self.sampling += 1,
             State::Ready => self.links.push_back(&mut self.ready, sequence.0),
             State::Starved => self.links.push_back(&mut self.starved, sequence.0),
-            State::Prefilling | State::Free | State::Leaving => {}
+            State::Leaving => self.leaving += 1,
+            State::Free => {}
         }
         self.get_mut(sequence).state = state;
     }
