@@ -249,6 +249,7 @@ impl Generate {
             tokens_max,
             end_ids,
             logprobs: self.json.then_some(self.top_logprobs),
+            grammar: None,
         })
     }
 }
@@ -335,6 +336,7 @@ pub(crate) fn answer(
         tokens_max,
         end_ids: texts.end_ids(),
         logprobs: None,
+        grammar: None,
     };
     let mut generation = Generation::new(request, Some(tokenizer.stream(true)), StopStream::new(Vec::new())?);
     let mut text = String::new();

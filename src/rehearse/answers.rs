@@ -36,6 +36,7 @@ pub(super) fn questions(count: u32, prompt: u32, tokens: u32, vocab: usize) -> V
         tokens_max: tokens as usize,
         end_ids: Vec::new(),
         logprobs: Some(2),
+        grammar: None,
     };
     (0..count).map(question).collect()
 }

@@ -12,8 +12,10 @@ use model::text::{STOP_COUNT_MAX, StopStream};
 use super::answer::Form;
 use super::chat::Conversation;
 use super::fields::Fields;
+use super::form;
 use super::prompt::Prompt;
 use super::refusal::{Refusal, quote};
+use crate::grammar;
 
 /// Tokens of a completion where nobody says, as OpenAI has it; a chat may go on to the end of the context.
 const TOKENS_MAX: u64 = 16;
@@ -48,6 +50,7 @@ const KNOWN_TEXT: &[&str] = &[
     "best_of",
     "echo",
     "suffix",
+    "response_format",
     "stream",
     "stream_options",
     "phalanx",
@@ -92,6 +95,7 @@ pub(super) struct Asked {
     pub(super) tokens_max: usize,
     pub(super) stop: Vec<String>,
     pub(super) logprobs: Option<usize>,
+    pub(super) form: Option<grammar::Form>,
     pub(super) ignore_eos: bool,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
@@ -120,6 +124,12 @@ impl Asked {
             }
         };
         let stop = stop(&fields)?;
+        let (form, ignore_eos) = (form::read(&fields)?, flag(&fields, "ignore_eos")?);
+        if form.is_some() && ignore_eos {
+            let message = "`ignore_eos` goes on after an answer has ended, and `response_format` says where it ends; leave \
+                           one of them out";
+            return Err(Refusal::unsupported("ignore_eos", message));
+        }
         let (stream, include_usage) = stream(&fields)?;
         let (deadline, return_token_ids) = extensions(&fields)?;
         if return_token_ids && choices > 1 {
@@ -136,7 +146,8 @@ impl Asked {
             tokens_max: tokens_max as usize,
             stop,
             logprobs: logprobs.map(|count| count as usize),
-            ignore_eos: flag(&fields, "ignore_eos")?,
+            form,
+            ignore_eos,
             stream,
             include_usage,
             deadline,
@@ -180,18 +191,7 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), Refusal> {
     if fields.raw("suffix").is_some() {
         return Err(Refusal::unsupported("suffix", "`suffix` is not supported; leave it out"));
     }
-    let Some(format) = fields.raw("response_format") else { return Ok(()) };
-    let format = Fields::read(format, "response_format.", &["type", "json_schema"])?;
-    match format.take::<String>("type", "\"text\"")?.as_deref() {
-        Some("text") if format.raw("json_schema").is_none() => Ok(()),
-        kind => {
-            let message = format!(
-                "`response_format` of type \"{}\" is not supported yet, only \"text\"; ask for the form in words",
-                quote(kind.unwrap_or(""))
-            );
-            Err(Refusal::unsupported("response_format", message))
-        }
-    }
+    Ok(())
 }
 
 fn choices(fields: &Fields<'_>) -> Result<usize, Refusal> {
@@ -401,6 +401,7 @@ mod tests {
             tokens_max: 16,
             stop: Vec::new(),
             logprobs: None,
+            form: None,
             ignore_eos: false,
             stream: false,
             include_usage: false,
@@ -438,6 +439,7 @@ mod tests {
             tokens_max: 3,
             stop: vec!["a".into(), "b".into()],
             logprobs: Some(2),
+            form: None,
             ignore_eos: true,
             stream: true,
             include_usage: true,
@@ -547,7 +549,8 @@ mod tests {
             ("max_tokens", "\"max_tokens\": 0"),
             ("max_tokens", "\"max_tokens\": 1, \"max_completion_tokens\": 2"),
             ("max_completion_tokens", "\"max_completion_tokens\": -1"),
-            ("response_format", "\"response_format\": {\"type\": \"json_object\"}"),
+            ("response_format.type", "\"response_format\": {\"type\": \"xml\"}"),
+            ("ignore_eos", "\"ignore_eos\": true, \"response_format\": {\"type\": \"json_object\"}"),
             ("response_format", "\"response_format\": 1"),
             ("response_format.kind", "\"response_format\": {\"kind\": 1}"),
             ("best_of", "\"best_of\": 1"),

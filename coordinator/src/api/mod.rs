@@ -13,6 +13,7 @@ mod ask;
 mod backend;
 mod chat;
 mod fields;
+mod form;
 mod listen;
 mod metrics;
 mod paced;

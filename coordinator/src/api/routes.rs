@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 
 use super::answer::{Answer, Form, Head, Wanted};
 use super::ask::Asked;
+use super::form::Forms;
 use super::metrics::{Meter, Metrics, Outcome};
 use super::prompt::Encoder;
 use super::refusal::{Refusal, json_response, quote};
@@ -44,6 +45,7 @@ pub struct App {
     served: Served,
     limits: Limits,
     encoder: Encoder,
+    forms: Forms,
     metrics: Arc<Metrics>,
     /// Seconds since 1970 when it began, which clients expect of a model.
     created: u64,
@@ -56,12 +58,14 @@ impl App {
     /// Serves a model by a backend.
     pub fn new(backend: Arc<dyn Backend>, served: Served, limits: Limits) -> Self {
         let encoder = Encoder::new(Arc::clone(&served.texts));
+        let forms = Forms::new(Arc::clone(&served.texts), served.spec.vocab);
         let (created, random) = (unix_seconds(), RandomState::new());
         Self {
             backend,
             served,
             limits,
             encoder,
+            forms,
             metrics: Arc::default(),
             created,
             random,
@@ -363,6 +367,12 @@ async fn prepare(app: &App, form: Form, asked: Asked) -> Result<(Vec<Generation>
     if !asked.stop.is_empty() {
         texts.tokenizer().map_err(|error| Refusal::value("stop", error.to_string()))?;
     }
+    let grammar = match asked.form {
+        Some(form) => {
+            Some(app.forms.grammar(form, "response_format", "response_format.json_schema.schema").await?)
+        }
+        None => None,
+    };
     let wanted = Wanted {
         logprobs: asked.logprobs.is_some(),
         token_ids: asked.return_token_ids,
@@ -386,6 +396,7 @@ async fn prepare(app: &App, form: Form, asked: Asked) -> Result<(Vec<Generation>
         sampling: asked.sampling,
         end_ids: if asked.ignore_eos { Vec::new() } else { texts.end_ids() },
         logprobs: asked.logprobs,
+        grammar,
     };
     let generation = |index: usize| {
         let sampling = request.sampling.with_seed(request.sampling.fields().seed.wrapping_add(index as u64));

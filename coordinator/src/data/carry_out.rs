@@ -12,6 +12,7 @@ use super::landing::Landed;
 use super::request::{Event, Failure, Request, RequestId, Submission};
 use super::scheduler::{Action, Refused};
 use super::trunk::{Begin, Order, Sampled};
+use crate::choice::ChoiceError;
 use crate::generation::FinishReason;
 
 impl DataActor {
@@ -111,6 +112,7 @@ impl DataActor {
                     tokens: generation.tokens().to_vec(),
                     sampling: asked.sampling.clone(),
                     logprobs: asked.logprobs,
+                    grammar: asked.grammar.clone(),
                 };
                 self.trunk().tell(Order::Begin(Box::new(begin)));
                 self.running[sequence.0 as usize] = Some(request);
@@ -184,12 +186,15 @@ impl DataActor {
     pub(super) fn take_sampled(&mut self, Sampled { sequence, token }: Sampled) {
         // Its client may have gone while it was computed.
         let Some(request) = &mut self.running[sequence.0 as usize] else { return };
-        let (id, logprobs) = match token {
-            Ok(token) => token,
+        let chosen = match token {
+            Ok(chosen) => chosen,
+            Err(why @ ChoiceError::Form(_)) => {
+                return self.fail(sequence, Failure::Refused(why.to_string()));
+            }
             Err(why) => return self.fail(sequence, Failure::Row(why.to_string())),
         };
         self.report.tokens += 1;
-        let step = request.submission.generation.handle_token(id, logprobs);
+        let step = request.submission.generation.handle_choice(chosen);
         let heard = request.tell(Event::Step { token: step.token, text: step.text });
         match request.submission.generation.finish_reason() {
             Some(reason) => {

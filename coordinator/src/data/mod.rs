@@ -10,6 +10,7 @@ pub mod scheduler;
 pub mod flow;
 pub mod forwarding;
 pub mod stage;
+mod ahead;
 pub mod trunk;
 
 pub mod exchange;

@@ -13,15 +13,18 @@ use model::kernel::{RowType, RowsRef};
 use model::kv::{KvCache, Sequence};
 use model::pool::Pool;
 use model::rows::RowBuffer;
-use model::sampler::{self, Logprobs, Sampling, SamplingError};
+use model::sampler::Sampling;
 use model::share::share;
 use model::trunk::{RowValues, Trunk, Workspace};
 use transport::buffer::{Payload, Pool as Buffers};
 
+use super::ahead::{Ahead, Guided};
 use super::flow::BatchRun;
 use super::ids::{RowId, SequenceId};
 use super::landing::Landed;
 use super::stage::{Stage, stages, top_k_max};
+use crate::choice::{self, ChoiceError, Chosen, History};
+use crate::grammar::Grammar;
 
 /// Orders that may wait for the thread: one batch, and the beginnings and ends of many sequences.
 const ORDERS_MAX: usize = 4096;
@@ -39,6 +42,8 @@ pub struct Begin {
     pub sampling: Sampling,
     /// Report so many alternatives with each token.
     pub logprobs: Option<usize>,
+    /// The form that its answer keeps to.
+    pub grammar: Option<Grammar>,
 }
 
 /// A batch to be computed. Its buffers come back with the answer.
@@ -77,8 +82,8 @@ pub enum Order {
 pub struct Sampled {
     /// For which sequence.
     pub sequence: SequenceId,
-    /// The token, and what the model thought of it.
-    pub token: Result<(u32, Option<Logprobs>), SamplingError>,
+    /// The token.
+    pub token: Result<Chosen, ChoiceError>,
 }
 
 /// What the thread answers.
@@ -161,6 +166,7 @@ struct State {
     tokens: Vec<u32>,
     sampling: Sampling,
     logprobs: Option<usize>,
+    guide: Option<Guided>,
 }
 
 impl State {
@@ -187,6 +193,7 @@ struct Worker<A> {
     sequences: Vec<Option<State>>,
     batch_weights: Vec<f32>,
     logits: Vec<f32>,
+    ahead: Ahead,
     answer: A,
 }
 
@@ -203,6 +210,7 @@ impl<A: FnMut(Answer)> Worker<A> {
             sequences: std::iter::repeat_with(|| None).take(sequences_max).collect(),
             batch_weights: Vec::new(),
             logits: Vec::new(),
+            ahead: Ahead::new(sequences_max),
             top_k_max,
             stages,
             trunk,
@@ -232,10 +240,11 @@ impl<A: FnMut(Answer)> Worker<A> {
     }
 
     fn begin(&mut self, begin: Begin) {
-        let Begin { sequence, prompt, tokens, sampling, logprobs } = begin;
+        let Begin { sequence, prompt, tokens, sampling, logprobs, grammar } = begin;
         let place = &mut self.sequences[sequence.0 as usize];
         assert!(place.is_none(), "{sequence} has not left");
-        *place = Some(State { pages: Sequence::default(), prompt, tokens, sampling, logprobs });
+        let guide = grammar.map(|grammar| self.ahead.begin(&grammar, &tokens));
+        *place = Some(State { pages: Sequence::default(), prompt, tokens, sampling, logprobs, guide });
     }
 
     fn compute(&mut self, mut batch: Work) {
@@ -341,11 +350,10 @@ impl<A: FnMut(Answer)> Worker<A> {
         let vocab = self.trunk.spec().vocab;
         let sampled: Vec<Mutex<Option<Sampled>>> = runs.iter().map(|_| Mutex::new(None)).collect();
         let items = runs.iter().zip(self.logits.chunks_exact(vocab)).zip(&sampled);
-        let sequences = &self.sequences;
+        let (sequences, ahead) = (&self.sequences, &self.ahead);
         share(&self.pool, items, |((run, logits), to)| {
             let state = sequences[run.sequence.0 as usize].as_ref().expect("it has not left");
-            let position = u64::from(run.start) + u64::from(run.rows.end - run.rows.start);
-            let token = choose(state, logits, position);
+            let token = choose(state, logits, ahead);
             *to.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some(Sampled { sequence: run.sequence, token });
         });
@@ -354,19 +362,22 @@ impl<A: FnMut(Answer)> Worker<A> {
             .filter_map(|place| place.into_inner().unwrap_or_else(PoisonError::into_inner))
             .collect();
         for Sampled { sequence, token } in &sampled {
-            if let (Some(state), Ok((token, _))) = (&mut self.sequences[sequence.0 as usize], token) {
-                state.tokens.push(*token);
+            if let (Some(state), Ok(chosen)) = (&mut self.sequences[sequence.0 as usize], token) {
+                state.tokens.push(chosen.id);
             }
         }
         sampled
     }
 }
 
-/// The token at `position`, and what the model thought of it.
-fn choose(state: &State, logits: &[f32], position: u64) -> Result<(u32, Option<Logprobs>), SamplingError> {
-    let token = sampler::choose(logits, &state.prompt, &state.tokens, &state.sampling, position)?.token;
-    let logprobs = state.logprobs.map(|count| sampler::logprobs(logits, token, count)).transpose()?;
-    Ok((token, logprobs))
+/// The next token of a sequence. What may come after it is found out while its row goes through the layers.
+fn choose(state: &State, logits: &[f32], ahead: &Ahead) -> Result<Chosen, ChoiceError> {
+    let State { prompt, tokens, sampling, logprobs, guide, .. } = state;
+    let history = History { prompt, tokens, sampling, logprobs: *logprobs };
+    match guide {
+        None => choice::choose(None, logits, history),
+        Some(guided) => ahead.choose(guided, logits, history),
+    }
 }
 
 fn tokens_of(sequences: &[Option<State>], runs: &[BatchRun]) -> Vec<u32> {

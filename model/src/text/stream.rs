@@ -66,7 +66,42 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// The bytes that a token adds to a text, wherever it stands but at its beginning; `None` where that depends on the
+    /// tokens around it.
+    pub(super) fn bytes(&self, token: &str) -> Option<Vec<u8>> {
+        match self {
+            Plan::ByteLevel => {
+                let mut bytes = Vec::new();
+                push_bytes(token, &mut bytes);
+                Some(bytes)
+            }
+            Plan::Pieces(pieces) => {
+                let text = pieces.text(token, true);
+                match byte_of(&text).filter(|_| pieces.byte_fallback) {
+                    Some(byte) => Some(vec![byte]),
+                    None => Some(text.into_bytes()),
+                }
+            }
+            Plan::Whole => None,
+        }
+    }
+}
+
 impl Pieces {
+    /// The text of a token; `begun`: others have come before it.
+    fn text(&self, token: &str, begun: bool) -> String {
+        let mut text = token.to_owned();
+        for (from, to) in &self.replacements {
+            text = text.replace(from, to);
+        }
+        if let Some((replacement, strips_first)) = self.metaspace {
+            let space = if strips_first && !begun { "" } else { " " };
+            text = text.replace(replacement, space);
+        }
+        text
+    }
+
     /// `None` unless the steps are replacements, then byte fallback, then fuse and strip; each at most once
     /// but the replacements.
     fn of(steps: &[&Value]) -> Option<Pieces> {
@@ -165,7 +200,7 @@ impl TextStream {
                 push_bytes(&token, &mut self.bytes);
                 drain_utf8(&mut self.bytes, &mut out);
             }
-            Plan::Pieces(pieces) => self.push_piece(pieces, token, &mut out),
+            Plan::Pieces(pieces) => self.push_piece(pieces, &token, &mut out),
             Plan::Whole => {
                 self.ids.push(id);
                 let text = self.decode_all();
@@ -204,15 +239,8 @@ impl TextStream {
         out
     }
 
-    fn push_piece(&mut self, pieces: &Pieces, token: String, out: &mut String) {
-        let mut text = token;
-        for (from, to) in &pieces.replacements {
-            text = text.replace(from, to);
-        }
-        if let Some((replacement, strips_first)) = pieces.metaspace {
-            let space = if strips_first && !self.begun { "" } else { " " };
-            text = text.replace(replacement, space);
-        }
+    fn push_piece(&mut self, pieces: &Pieces, token: &str, out: &mut String) {
+        let text = pieces.text(token, self.begun);
         if let (true, Some(byte)) = (pieces.byte_fallback, byte_of(&text)) {
             // One byte that does not fit turns the whole run into replacement characters, so nothing of
             // a run is settled before its end.

@@ -162,6 +162,7 @@ async fn submit(
         tokens_max: count,
         end_ids: Vec::new(),
         logprobs: None,
+        grammar: None,
     };
     let (events, mut came) = mpsc::channel(Submission::events_max(count));
     let generation = Generation::new(request, None, StopStream::new(Vec::new())?);

@@ -204,6 +204,7 @@ impl Client {
             tokens_max,
             end_ids: Vec::new(),
             logprobs: None,
+            grammar: None,
         })
     }
 
