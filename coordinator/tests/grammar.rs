@@ -308,8 +308,8 @@ fn masks_of_a_large_vocabulary() {
     const COUNT: usize = 150_000;
     let mut random = Random(1);
     let mut words: Map<String, Value> = Map::new();
-    // GPT-2's letters for the bytes that print, and one for the space.
-    for letter in ('!'..='~').chain(['Ġ', 'Ċ']) {
+    // GPT-2's letters for all bytes.
+    for letter in ('!'..='~').chain('¡'..='¬').chain('®'..='ÿ').chain('Ā'..='Ń') {
         words.insert(letter.to_string(), words.len().into());
     }
     while words.len() < COUNT {

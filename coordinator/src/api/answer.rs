@@ -11,6 +11,7 @@ use model::text::{TextStream, Tokenizer};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::tools::{Format, Part, Reader};
 use crate::generation::{FinishReason, Token};
 
 /// What is the same in every chunk of an answer.
@@ -68,10 +69,14 @@ pub(super) struct Answer {
     wanted: Wanted,
     seed: u64,
     prompt: Vec<u32>,
+    prompt_tokens: usize,
     is_begun: bool,
     tokens_count: usize,
     tokenizer: Option<Tokenizer>,
     tellings: Vec<Telling>,
+    /// How the model writes calls, and what their names begin from.
+    format: Option<Format>,
+    calls_seed: u64,
 }
 
 /// One choice of it.
@@ -79,12 +84,56 @@ pub(super) struct Answer {
 struct Telling {
     /// What has not been told yet.
     text: String,
+    reasoning: String,
+    calls: Vec<CallNews>,
+    calls_count: usize,
+    /// Tells these apart in what the model writes.
+    reader: Option<Reader>,
     tokens: Vec<Token>,
     is_begun: bool,
     finish: Option<FinishReason>,
     /// Where each token's text begins, which only the tokens before it can say.
     pieces: Option<TextStream>,
     offset: usize,
+}
+
+/// A call, or more of its arguments.
+#[derive(Debug)]
+struct CallNews {
+    index: usize,
+    /// Where it begins.
+    name: Option<String>,
+    arguments: String,
+}
+
+impl Telling {
+    fn take_parts(&mut self, parts: Vec<Part>) {
+        for part in parts {
+            match part {
+                Part::Content(text) => self.text += &text,
+                Part::Reasoning(text) => self.reasoning += &text,
+                Part::Call(name) => {
+                    let index = self.calls_count;
+                    self.calls_count += 1;
+                    self.calls.push(CallNews { index, name: Some(name), arguments: String::new() });
+                }
+                Part::Arguments(text) => {
+                    let index = self.calls_count.saturating_sub(1);
+                    match self.calls.last_mut() {
+                        Some(call) => call.arguments += &text,
+                        None => self.calls.push(CallNews { index, name: None, arguments: text }),
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish_reason(&self) -> Option<&'static str> {
+        match self.finish? {
+            FinishReason::Stop if self.calls_count > 0 => Some("tool_calls"),
+            reason => Some(reason.name()),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -118,9 +167,14 @@ enum Said {
 #[derive(Serialize)]
 struct Message {
     role: &'static str,
-    content: String,
+    /// Nothing where it calls and says nothing else.
+    content: Option<String>,
     /// OpenAI's way to say that nothing was refused.
     refusal: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<Call>,
 }
 
 #[derive(Serialize)]
@@ -129,6 +183,35 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<Call>,
+}
+
+#[derive(Serialize)]
+struct Call {
+    /// In streams alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    /// Where it begins.
+    #[serde(flatten)]
+    identity: Option<CallIdentity>,
+    function: CallFunction,
+}
+
+#[derive(Serialize)]
+struct CallIdentity {
+    id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+}
+
+#[derive(Serialize)]
+struct CallFunction {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    arguments: String,
 }
 
 #[derive(Serialize)]
@@ -200,13 +283,45 @@ impl Answer {
         };
         let tellings = (0..choices).map(telling).collect();
         let tokenizer = tokenizer.map(|(tokenizer, _)| tokenizer);
-        Self { head, form, wanted, seed, prompt, is_begun: false, tokens_count: 0, tokenizer, tellings }
+        Self {
+            head,
+            form,
+            wanted,
+            seed,
+            prompt_tokens: prompt.len(),
+            prompt,
+            is_begun: false,
+            tokens_count: 0,
+            tokenizer,
+            tellings,
+            format: None,
+            calls_seed: 0,
+        }
+    }
+
+    /// So many tokens have all its prompts together, of which it knows the first.
+    pub(super) fn count_prompts(&mut self, tokens: usize) {
+        self.prompt_tokens = tokens;
+    }
+
+    /// The text of a choice begins with this.
+    pub(super) fn echo(&mut self, index: usize, prompt: &str) {
+        self.tellings[index].text += prompt;
+    }
+
+    /// Has calls and thoughts told apart from content; `calls` tells this answer's calls from those of others.
+    pub(super) fn read_with(&mut self, format: Option<Format>, calls: u64, reader: impl Fn() -> Reader) {
+        (self.format, self.calls_seed) = (format, calls);
+        self.tellings.iter_mut().for_each(|telling| telling.reader = Some(reader()));
     }
 
     /// Takes a step of a choice.
     pub(super) fn push(&mut self, index: usize, token: Option<Token>, text: &str) {
         let telling = &mut self.tellings[index];
-        telling.text += text;
+        match telling.reader.as_mut().map(|reader| reader.push(text)) {
+            Some(parts) => telling.take_parts(parts),
+            None => telling.text += text,
+        }
         self.tokens_count += usize::from(token.is_some());
         if self.wanted.token_ids || self.wanted.logprobs {
             telling.tokens.extend(token);
@@ -215,7 +330,11 @@ impl Answer {
 
     /// A choice has ended.
     pub(super) fn end(&mut self, index: usize, reason: FinishReason) {
-        self.tellings[index].finish = Some(reason);
+        let telling = &mut self.tellings[index];
+        telling.finish = Some(reason);
+        if let Some(parts) = telling.reader.as_mut().map(Reader::finish) {
+            telling.take_parts(parts);
+        }
     }
 
     /// Whether every choice has ended.
@@ -226,7 +345,8 @@ impl Answer {
     /// Whether there is something to tell of a choice.
     pub(super) fn has_news(&self, index: usize) -> bool {
         let telling = &self.tellings[index];
-        !telling.text.is_empty() || !telling.tokens.is_empty() || telling.finish.is_some()
+        let has_text = !telling.text.is_empty() || !telling.reasoning.is_empty() || !telling.calls.is_empty();
+        has_text || !telling.tokens.is_empty() || telling.finish.is_some()
     }
 
     /// Writes what has not been told of a choice as a chunk: one line of a stream and the empty line after it.
@@ -278,9 +398,23 @@ impl Answer {
         let mut choices = Vec::new();
         for index in indices {
             let telling = &mut self.tellings[index];
-            let (text, tokens) = (std::mem::take(&mut telling.text), std::mem::take(&mut telling.tokens));
-            let said = said(self.form, is_chunk, !std::mem::replace(&mut telling.is_begun, true), text);
-            let finish_reason = telling.finish.map(FinishReason::name);
+            let tokens = std::mem::take(&mut telling.tokens);
+            let calls = |call: CallNews| {
+                let id = || self.format.map(|format| format.call_id(self.calls_seed, index, call.index));
+                let id = id().filter(|_| call.name.is_some());
+                Call {
+                    index: is_chunk.then_some(call.index),
+                    identity: id.map(|id| CallIdentity { id, kind: "function" }),
+                    function: CallFunction { name: call.name, arguments: call.arguments },
+                }
+            };
+            let news = News {
+                text: std::mem::take(&mut telling.text),
+                reasoning: Some(std::mem::take(&mut telling.reasoning)).filter(|text| !text.is_empty()),
+                calls: std::mem::take(&mut telling.calls).into_iter().map(calls).collect(),
+            };
+            let said = said(self.form, is_chunk, !std::mem::replace(&mut telling.is_begun, true), news);
+            let finish_reason = telling.finish_reason();
             let logprobs = self.wanted.logprobs.then(|| self.logprobs(index, &tokens));
             choices.push(Choice { index, said, logprobs, finish_reason });
             if ids {
@@ -296,7 +430,7 @@ impl Answer {
     }
 
     fn usage(&self) -> Usage {
-        let (prompt_tokens, completion_tokens) = (self.prompt.len(), self.tokens_count);
+        let (prompt_tokens, completion_tokens) = (self.prompt_tokens, self.tokens_count);
         Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
     }
 
@@ -349,15 +483,28 @@ impl Answer {
     }
 }
 
-/// A text in its form. In a stream of a chat the first chunk of a choice says whose turn it is.
-fn said(form: Form, is_chunk: bool, is_first: bool, text: String) -> Said {
+/// What there is to tell of a choice.
+struct News {
+    text: String,
+    reasoning: Option<String>,
+    calls: Vec<Call>,
+}
+
+/// News in their form. In a stream of a chat the first chunk of a choice says whose turn it is.
+fn said(form: Form, is_chunk: bool, is_first: bool, news: News) -> Said {
     const ROLE: &str = "assistant";
+    let News { text, reasoning: reasoning_content, calls: tool_calls } = news;
     match (form, is_chunk) {
         (Form::Text, _) => Said::Text(text),
-        (Form::Chat, false) => Said::Message(Message { role: ROLE, content: text, refusal: None }),
+        (Form::Chat, false) => {
+            let content = (!text.is_empty() || tool_calls.is_empty()).then_some(text);
+            Said::Message(Message { role: ROLE, content, refusal: None, reasoning_content, tool_calls })
+        }
         (Form::Chat, true) => Said::Delta(Delta {
             role: is_first.then_some(ROLE),
             content: (is_first || !text.is_empty()).then_some(text),
+            reasoning_content,
+            tool_calls,
         }),
     }
 }

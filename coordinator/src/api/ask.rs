@@ -21,6 +21,8 @@ use crate::grammar;
 const TOKENS_MAX: u64 = 16;
 /// The most choices of one request. Each is computed like a request of its own, its prompt too.
 const CHOICES_MAX: u64 = 32;
+/// The most choices of several prompts together.
+const CHOICES_TOTAL_MAX: usize = 256;
 /// The most likeliest tokens that are told of each. Each costs a search and some bytes per token.
 const LOGPROBS_MAX: u64 = 20;
 /// The most tokens with a bias. Each costs an addition per token.
@@ -78,6 +80,7 @@ const KNOWN_CHAT: &[&str] = &[
     "response_format",
     "tools",
     "tool_choice",
+    "parallel_tool_calls",
     "chat_template_kwargs",
     "stream",
     "stream_options",
@@ -88,9 +91,12 @@ const KNOWN_CHAT: &[&str] = &[
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Asked {
     pub(super) model: Option<String>,
-    pub(super) prompt: Prompt,
-    /// How many answers; the first is the answer of a request for one.
+    /// At least one; several are as many requests with one.
+    pub(super) prompts: Vec<Prompt>,
+    /// How many answers to each; the first is the answer of a request for one.
     pub(super) choices: usize,
+    /// The text of an answer begins with that of its prompt.
+    pub(super) echo: bool,
     pub(super) sampling: Sampling,
     pub(super) tokens_max: usize,
     pub(super) stop: Vec<String>,
@@ -113,40 +119,59 @@ impl Asked {
         let fields = Fields::read(utf8(body)?, "", known)?;
         refuse_unsupported(&fields)?;
         let choices = choices(&fields)?;
-        let (prompt, tokens_max, logprobs) = match form {
+        let (prompts, tokens_max, logprobs) = match form {
             Form::Text => {
                 let tokens_max = whole(&fields, "max_tokens", 1, u64::MAX)?.unwrap_or(TOKENS_MAX);
-                (prompt(&fields)?, tokens_max, whole(&fields, "logprobs", 0, LOGPROBS_MAX)?)
+                (prompts(&fields)?, tokens_max, whole(&fields, "logprobs", 0, LOGPROBS_MAX)?)
             }
             Form::Chat => {
                 let prompt = Prompt::Chat(Conversation::read(&fields)?);
-                (prompt, chat_tokens_max(&fields)?, chat_logprobs(&fields)?)
+                (vec![prompt], chat_tokens_max(&fields)?, chat_logprobs(&fields)?)
             }
         };
         let stop = stop(&fields)?;
-        let (form, ignore_eos) = (form::read(&fields)?, flag(&fields, "ignore_eos")?);
-        if form.is_some() && ignore_eos {
-            let message = "`ignore_eos` goes on after an answer has ended, and `response_format` says where it ends; leave \
-                           one of them out";
+        let (wanted, ignore_eos) = (form::read(&fields)?, flag(&fields, "ignore_eos")?);
+        let total = prompts.len() * choices;
+        if total > CHOICES_TOTAL_MAX {
+            let message = format!(
+                "`prompt` has {} prompts and `n` is {choices}: {total} answers, at most {CHOICES_TOTAL_MAX} are taken",
+                prompts.len()
+            );
+            return Err(Refusal::value("prompt", message));
+        }
+        let echo = form == Form::Text && flag(&fields, "echo")?;
+        if echo && logprobs.is_some() {
+            let message = "`echo` with `logprobs` would tell those of the prompt, which are not computed; leave one of them \
+                           out";
+            return Err(Refusal::unsupported("echo", message));
+        }
+        let offer = match prompts.as_slice() {
+            [Prompt::Chat(conversation)] => conversation.offer(),
+            _ => None,
+        };
+        if ignore_eos && (wanted.is_some() || offer.is_some()) {
+            let message = "`ignore_eos` goes on after an answer has ended, and `response_format` or `tools` say where it \
+                           ends; leave one of them out";
             return Err(Refusal::unsupported("ignore_eos", message));
         }
         let (stream, include_usage) = stream(&fields)?;
         let (deadline, return_token_ids) = extensions(&fields)?;
-        if return_token_ids && choices > 1 {
+        if return_token_ids && total > 1 {
             let message = format!(
-                "`phalanx.return_token_ids` is for one answer, and `n` is {choices}; leave one of them out"
+                "`phalanx.return_token_ids` is for one answer, and {total} are asked for; leave it out"
             );
             return Err(Refusal::unsupported("phalanx.return_token_ids", message));
         }
         Ok(Self {
             model: fields.take("model", "a string")?,
-            prompt,
+            prompts,
             choices,
+            echo,
             sampling: sampling(&fields, seed)?,
             tokens_max: tokens_max as usize,
             stop,
             logprobs: logprobs.map(|count| count as usize),
-            form,
+            form: wanted,
             ignore_eos,
             stream,
             include_usage,
@@ -185,9 +210,6 @@ fn whole(fields: &Fields<'_>, name: &str, least: u64, most: u64) -> Result<Optio
 
 /// Parameters that OpenAI's clients may send, and of which only the value that asks for nothing can be taken.
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), Refusal> {
-    if flag(fields, "echo")? {
-        return Err(Refusal::unsupported("echo", "`echo` is not supported; the prompt is what was sent"));
-    }
     if fields.raw("suffix").is_some() {
         return Err(Refusal::unsupported("suffix", "`suffix` is not supported; leave it out"));
     }
@@ -231,62 +253,52 @@ fn chat_logprobs(fields: &Fields<'_>) -> Result<Option<u64>, Refusal> {
     }
 }
 
-/// A list of which only the first is taken.
-struct One<T> {
-    first: Option<T>,
-    is_several: bool,
-}
+/// A list of which no more than may be answered is kept.
+struct Few<T>(Vec<T>);
 
-impl<'de, T: serde::Deserialize<'de>> serde::Deserialize<'de> for One<T> {
+impl<'de, T: serde::Deserialize<'de>> serde::Deserialize<'de> for Few<T> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct List<T>(std::marker::PhantomData<T>);
         impl<'de, T: serde::Deserialize<'de>> serde::de::Visitor<'de> for List<T> {
-            type Value = One<T>;
+            type Value = Few<T>;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("a list")
             }
 
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<One<T>, A::Error> {
-                let first = list.next_element()?;
-                let mut is_several = false;
-                while list.next_element::<serde::de::IgnoredAny>()?.is_some() {
-                    is_several = true;
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Few<T>, A::Error> {
+                let mut few = Vec::new();
+                // One more than may be says that there are too many.
+                while few.len() <= CHOICES_TOTAL_MAX
+                    && let Some(element) = list.next_element()?
+                {
+                    few.push(element);
                 }
-                Ok(One { first, is_several })
+                while list.next_element::<serde::de::IgnoredAny>()?.is_some() {}
+                Ok(Few(few))
             }
         }
         deserializer.deserialize_seq(List(std::marker::PhantomData))
     }
 }
 
-/// A text, ids, or a list of one of these.
-fn prompt(fields: &Fields<'_>) -> Result<Prompt, Refusal> {
-    const EXPECTED: &str = "a string or a list of token ids";
+/// A text, ids, or a list of these.
+fn prompts(fields: &Fields<'_>) -> Result<Vec<Prompt>, Refusal> {
+    const EXPECTED: &str = "a string, a list of token ids, or a list of strings or of such lists";
     let Some(raw) = fields.raw("prompt") else {
-        return Err(Refusal::value("prompt", "`prompt` is missing: give a string or a list of token ids"));
+        return Err(Refusal::value("prompt", format!("`prompt` is missing: give {EXPECTED}")));
     };
     // The first element says of what it is a list.
     let inner = raw.strip_prefix('[').map(|list| list.trim_start().chars().next());
-    let listed = match inner {
-        None => return Ok(Prompt::text(fields.take("prompt", EXPECTED)?.unwrap_or_default())),
+    return match inner {
+        None => Ok(vec![Prompt::text(fields.take("prompt", EXPECTED)?.unwrap_or_default())]),
         Some(Some('"')) => {
-            let One { first, is_several } = take::<One<String>>(fields)?;
-            One { first: first.map(Prompt::text), is_several }
+            take::<Few<String>>(fields).map(|Few(texts)| texts.into_iter().map(Prompt::text).collect())
         }
         Some(Some('[')) => {
-            let One { first, is_several } = take::<One<Vec<u32>>>(fields)?;
-            One { first: first.map(Prompt::Ids), is_several }
+            take::<Few<Vec<u32>>>(fields).map(|Few(lists)| lists.into_iter().map(Prompt::Ids).collect())
         }
-        Some(_) => return take(fields).map(Prompt::Ids),
-    };
-    return match listed {
-        One { first: Some(prompt), is_several: false } => Ok(prompt),
-        One { is_several: true, .. } => Err(Refusal::unsupported(
-            "prompt",
-            "`prompt` is a list of several prompts; one prompt per request is taken, so send as many requests",
-        )),
-        One { first: None, .. } => Err(fields.wrong("prompt", EXPECTED)),
+        Some(_) => take(fields).map(|ids| vec![Prompt::Ids(ids)]),
     };
 
     fn take<'a, T: serde::Deserialize<'a>>(fields: &Fields<'a>) -> Result<T, Refusal> {
@@ -394,8 +406,9 @@ mod tests {
             read(r#"{"prompt": "x", "n": 1, "best_of": 1, "echo": false, "suffix": null, "stop": null}"#);
         let expected = Asked {
             model: None,
-            prompt: Prompt::text("x".into()),
+            prompts: vec![Prompt::text("x".into())],
             choices: 1,
+            echo: false,
             sampling: Sampling::new(SamplingFields { temperature: 1.0, seed: 5, ..Default::default() })
                 .unwrap(),
             tokens_max: 16,
@@ -433,9 +446,10 @@ mod tests {
         };
         let expected = Asked {
             model: Some("m".into()),
-            prompt: Prompt::Ids(vec![1, 2]),
+            prompts: vec![Prompt::Ids(vec![1, 2])],
             sampling: Sampling::new(sampling).unwrap(),
             choices: 1,
+            echo: false,
             tokens_max: 3,
             stop: vec!["a".into(), "b".into()],
             logprobs: Some(2),
@@ -450,18 +464,28 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_may_be_alone_in_a_list() {
-        let prompt = |json: &str| read(&format!("{{\"prompt\": {json}}}")).map(|asked| asked.prompt);
-        assert_eq!(prompt(r#"["x"]"#).unwrap(), Prompt::text("x".into()));
-        assert_eq!(prompt("[ [1, 2] ]").unwrap(), Prompt::Ids(vec![1, 2]));
-        assert_eq!(prompt("[]").unwrap(), Prompt::Ids(vec![]), "the model says that it is empty");
-        for several in [r#"["x", "y"]"#, "[[1], [2]]", r#"["x", 1]"#] {
-            let refusal = prompt(several).unwrap_err();
-            assert_eq!((refusal.param.as_deref(), refusal.code), (Some("prompt"), "unsupported_parameter"));
+    fn prompts_may_be_listed() {
+        let prompts = |json: &str| read(&format!("{{\"prompt\": {json}}}")).map(|asked| asked.prompts);
+        let text = |text: &str| Prompt::text(text.into());
+        assert_eq!(prompts(r#"["x"]"#).unwrap(), [text("x")]);
+        assert_eq!(prompts(r#"["x", "y"]"#).unwrap(), [text("x"), text("y")]);
+        assert_eq!(prompts("[ [1, 2], [3] ]").unwrap(), [Prompt::Ids(vec![1, 2]), Prompt::Ids(vec![3])]);
+        assert_eq!(prompts("[1, 2]").unwrap(), [Prompt::Ids(vec![1, 2])]);
+        assert_eq!(prompts("[]").unwrap(), [Prompt::Ids(vec![])], "the model says that it is empty");
+        for wrong in
+            ["1", "{}", "[-1]", "[1.5]", "[4294967296]", "[null]", "[[1], [\"x\"]", "[\"x\", 1]", "[[1], 2]"]
+        {
+            assert_eq!(prompts(wrong).unwrap_err().param.as_deref(), Some("prompt"), "{wrong}");
         }
-        for wrong in ["1", "{}", "[-1]", "[1.5]", "[4294967296]", "[null]", "[[1], [\"x\"]"] {
-            assert!(prompt(wrong).is_err(), "{wrong}");
+        let many = |count: usize, n: usize| {
+            read(&format!("{{\"prompt\": [{}], \"n\": {n}}}", vec!["\"x\""; count].join(", ")))
+        };
+        assert_eq!(many(256, 1).unwrap().prompts.len(), 256);
+        for (count, n) in [(257, 1), (100_000, 1), (128, 3)] {
+            assert_eq!(many(count, n).unwrap_err().param.as_deref(), Some("prompt"));
         }
+        let ids = read(r#"{"prompt": ["x", "y"], "phalanx": {"return_token_ids": true}}"#).unwrap_err();
+        assert_eq!(ids.param.as_deref(), Some("phalanx.return_token_ids"));
     }
 
     /// Each of these must be refused, and name what is to be changed.
@@ -500,7 +524,7 @@ mod tests {
             ("messages", "[]"),
             ("top_logprobs", "1"),
             ("best_of", "3"),
-            ("echo", "true"),
+            ("echo", "1"),
             ("suffix", "\"x\""),
             ("stream", "\"yes\""),
             ("stream_options", "{}"),
@@ -525,6 +549,8 @@ mod tests {
             assert_eq!(refusal.status.as_u16(), 400);
         }
         assert!(read("{}").unwrap_err().message.contains("`prompt` is missing"));
+        let echo = read(r#"{"prompt": "x", "echo": true, "logprobs": 0}"#).unwrap_err();
+        assert_eq!(echo.param.as_deref(), Some("echo"));
         assert!(Asked::read(Form::Text, b"{\"prompt\": \"\xff\"}", 0).unwrap_err().message.contains("UTF-8"));
     }
 

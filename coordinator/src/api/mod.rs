@@ -17,11 +17,13 @@ mod form;
 mod listen;
 mod metrics;
 mod paced;
+mod prepare;
 mod prompt;
 mod refusal;
 mod routes;
 mod stream;
 mod tokens;
+mod tools;
 
 pub use backend::{Backend, Health, Served, Soon, State};
 pub use listen::{Exposed, Limits, check_address, serve};

@@ -48,6 +48,19 @@ impl Prompt {
         }
     }
 
+    /// Its text, for answers that begin with it.
+    pub(super) fn echo(&self, texts: &Texts) -> Result<String, Refusal> {
+        match self {
+            Self::Text { text, .. } => Ok(text.clone()),
+            Self::Ids(ids) => {
+                let refuse = |error: &dyn std::error::Error| Refusal::value("echo", error.to_string());
+                let tokenizer = texts.tokenizer().map_err(|error| refuse(&error))?;
+                tokenizer.decode(ids, false).map_err(|error| refuse(&error))
+            }
+            Self::Chat(_) => Ok(String::new()),
+        }
+    }
+
     /// About how much work it is.
     fn bytes(&self) -> usize {
         match self {

@@ -25,11 +25,13 @@ pub(super) struct Refusal {
     pub(super) message: String,
     /// The parameter that is to be changed.
     pub(super) param: Option<String>,
+    /// When it may be tried again, where that is known.
+    pub(super) retry_after: Option<Duration>,
 }
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), param: None }
+        Self { status, code, message: message.into(), param: None, retry_after: None }
     }
 
     /// A parameter's value is wrong.
@@ -45,6 +47,12 @@ impl Refusal {
     /// Names the parameter.
     pub(super) fn of(mut self, param: &str) -> Self {
         self.param = Some(quote(param));
+        self
+    }
+
+    /// Says when it may be tried again.
+    pub(super) fn retry_after(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
         self
     }
 
@@ -76,8 +84,12 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = json_response(self.status, &self.json());
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            let seconds = HeaderValue::from(RETRY_AFTER.as_secs());
+            let after = self.retry_after.unwrap_or(RETRY_AFTER);
+            let seconds = HeaderValue::from(after.as_secs_f64().ceil() as u64);
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

@@ -16,22 +16,21 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http_body_util::BodyExt;
-use model::plain::{check_context, check_tokens};
-use model::text::StopStream;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::answer::{Answer, Form, Head, Wanted};
+use super::answer::{Answer, Form};
 use super::ask::Asked;
 use super::form::Forms;
 use super::metrics::{Meter, Metrics, Outcome};
+use super::prepare::prepare;
 use super::prompt::Encoder;
 use super::refusal::{Refusal, json_response, quote};
 use super::stream::{Choices, EventStream, Events, Guard, collect, soon};
 use super::tokens::{Detokenize, Tokenize};
 use super::{Backend, Health, Limits, Served, State};
 use crate::data::request::Submission;
-use crate::generation::{Generation, Request as Answering};
+use crate::generation::Generation;
 
 /// How long a stream's status waits for its first event, so that a refusal has a status of its own. Later ones are
 /// told within the stream.
@@ -42,10 +41,10 @@ const DRAINED_FACTOR: usize = 4;
 /// All that the handlers share.
 pub struct App {
     backend: Arc<dyn Backend>,
-    served: Served,
+    pub(super) served: Served,
     limits: Limits,
-    encoder: Encoder,
-    forms: Forms,
+    pub(super) encoder: Encoder,
+    pub(super) forms: Forms,
     metrics: Arc<Metrics>,
     /// Seconds since 1970 when it began, which clients expect of a model.
     created: u64,
@@ -85,14 +84,15 @@ impl App {
         Err(Refusal::new(StatusCode::NOT_FOUND, "model_not_found", message).of("model"))
     }
 
-    fn random(&self) -> u64 {
+    /// A number that nobody guesses.
+    pub(super) fn random(&self) -> u64 {
         let mut hasher = self.random.build_hasher();
         hasher.write_u64(self.count.fetch_add(1, Ordering::Relaxed));
         hasher.finish()
     }
 }
 
-fn unix_seconds() -> u64 {
+pub(super) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
@@ -345,63 +345,4 @@ async fn read_body(headers: &HeaderMap, mut body: Body, limits: &Limits) -> Resu
 fn too_large(most: usize) -> Refusal {
     let message = format!("the body is larger than {most} bytes");
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
-}
-
-/// Makes the choices of an answer that has not begun, and whoever tells it.
-async fn prepare(app: &App, form: Form, asked: Asked) -> Result<(Vec<Generation>, Answer), Refusal> {
-    let Served { name, spec, texts, .. } = &app.served;
-    let param = asked.prompt.param();
-    let prompt = app.encoder.ids(asked.prompt).await?;
-    if prompt.is_empty() {
-        return Err(Refusal::value(param, format!("`{param}` is empty: it has no token to continue")));
-    }
-    check_tokens(spec, &prompt).map_err(|error| Refusal::value(param, error.to_string()))?;
-    check_context(spec, prompt.len()).map_err(|error| {
-        Refusal::new(StatusCode::BAD_REQUEST, "context_length_exceeded", error.to_string()).of(param)
-    })?;
-    let fields = asked.sampling.fields();
-    if let Some((id, _)) = fields.logit_bias.iter().find(|(id, _)| *id as usize >= spec.vocab) {
-        let message = format!("`logit_bias` names token {id}; the vocabulary has {} tokens", spec.vocab);
-        return Err(Refusal::value("logit_bias", message));
-    }
-    if !asked.stop.is_empty() {
-        texts.tokenizer().map_err(|error| Refusal::value("stop", error.to_string()))?;
-    }
-    let grammar = match asked.form {
-        Some(form) => {
-            Some(app.forms.grammar(form, "response_format", "response_format.json_schema.schema").await?)
-        }
-        None => None,
-    };
-    let wanted = Wanted {
-        logprobs: asked.logprobs.is_some(),
-        token_ids: asked.return_token_ids,
-        usage: asked.include_usage,
-    };
-    let head = Head {
-        id: format!("{}-{:016x}", form.prefix(), app.random()),
-        object: form.object(asked.stream),
-        created: unix_seconds(),
-        model: name.clone(),
-        system_fingerprint: app.served.fingerprint(),
-    };
-    let skip_special = !asked.ignore_eos;
-    let tokenizer = texts.tokenizer.clone().map(|tokenizer| (tokenizer, skip_special));
-    let answer = Answer::new(head, form, asked.choices, wanted, fields.seed, prompt.clone(), tokenizer);
-    let stop = StopStream::new(asked.stop).map_err(|error| Refusal::value("stop", error.to_string()))?;
-    let request = Answering {
-        // The last token is chosen from the logits of the last position and not computed itself.
-        tokens_max: asked.tokens_max.min(spec.context_max + 1 - prompt.len()),
-        prompt,
-        sampling: asked.sampling,
-        end_ids: if asked.ignore_eos { Vec::new() } else { texts.end_ids() },
-        logprobs: asked.logprobs,
-        grammar,
-    };
-    let generation = |index: usize| {
-        let sampling = request.sampling.with_seed(request.sampling.fields().seed.wrapping_add(index as u64));
-        let text = texts.tokenizer.as_ref().map(|tokenizer| tokenizer.stream(skip_special));
-        Generation::new(Answering { sampling, ..request.clone() }, text, stop.clone())
-    };
-    Ok(((0..asked.choices).map(generation).collect(), answer))
 }

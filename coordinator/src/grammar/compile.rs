@@ -41,7 +41,6 @@ pub enum GrammarError {
 /// Makes grammars for a vocabulary.
 pub struct Grammars {
     factory: ParserFactory,
-    tokenizer: Tokenizer,
 }
 
 /// A form compiled for a vocabulary. Clones are one grammar.
@@ -74,7 +73,7 @@ impl Grammars {
         let mut factory = ParserFactory::new_simple(&env).map_err(|error| form(&error))?;
         factory.quiet();
         *factory.limits_mut() = limits();
-        Ok(Self { factory, tokenizer: tokenizer.clone() })
+        Ok(Self { factory })
     }
 
     /// Compiles a form. It takes milliseconds to some tenths of a second, which its limits see to.
@@ -87,14 +86,6 @@ impl Grammars {
         let parser = parser.map_err(|error| form(&error))?;
         Ok(Grammar { parser: Arc::new(Mutex::new(parser)) })
     }
-
-    /// What stands for a text in a grammar in `llguidance`'s notation: the token that was added for it, or else the text.
-    pub fn tag(&self, text: &str) -> String {
-        match self.tokenizer.id(text) {
-            Some(id) if matches!(self.tokenizer.spelling(id), Some(Spelling::Added(_))) => format!("<[{id}]>"),
-            _ => Value::from(text).to_string(),
-        }
-    }
 }
 
 impl Grammar {
@@ -104,8 +95,21 @@ impl Grammar {
     }
 }
 
-/// A schema that says how it is read. An inner one is part of a grammar in `llguidance`'s notation.
-pub(crate) fn with_options(mut schema: Value) -> Result<Value, GrammarError> {
+/// What stands for a tag in a grammar in `llguidance`'s notation: the token that was added for it, or else its text.
+pub fn tag_rule(tokenizer: &Tokenizer, text: &str) -> String {
+    match tokenizer.id(text) {
+        Some(id) if matches!(tokenizer.spelling(id), Some(Spelling::Added(_))) => format!("<[{id}]>"),
+        _ => Value::from(text).to_string(),
+    }
+}
+
+/// A schema as a part of a grammar in `llguidance`'s notation.
+pub fn json_rule(schema: Value) -> Result<String, GrammarError> {
+    Ok(format!("%json {}", with_options(schema)?))
+}
+
+/// A schema that says how it is read.
+fn with_options(mut schema: Value) -> Result<Value, GrammarError> {
     let options = JsonCompileOptions { whitespace_pattern: Some(SPACE.into()), ..Default::default() };
     match schema.as_object() {
         Some(object) if object.contains_key(OPTIONS) => {

@@ -53,5 +53,9 @@ impl Guide {
 }
 
 fn failed(error: &impl fmt::Display) -> ChoiceError {
-    ChoiceError::Form(in_words(&error.to_string()))
+    let words = in_words(&error.to_string());
+    ChoiceError::Form(match words.starts_with("NoExtension") {
+        true => "no token of the vocabulary may come next".into(),
+        false => words,
+    })
 }

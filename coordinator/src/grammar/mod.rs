@@ -8,7 +8,7 @@
 mod compile;
 mod guide;
 
-pub use compile::{Form, Grammar, GrammarError, Grammars};
+pub use compile::{Form, Grammar, GrammarError, Grammars, json_rule, tag_rule};
 pub use guide::Guide;
 
 /// What `llguidance` says, as one line for people.

@@ -9,6 +9,8 @@
 //! (GPT-2, Llama 3, Qwen, DeepSeek) and those in the manner of SentencePiece (Llama 2, Mixtral). Any other
 //! is decoded from the start at each id: slower, and right.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use tokenizers::DecoderWrapper;
 
@@ -160,6 +162,8 @@ fn flatten<'a>(decoder: &'a Value, steps: &mut Vec<&'a Value>) {
 pub struct TextStream {
     tokenizer: Tokenizer,
     skip_special: bool,
+    /// Special tokens that are not skipped.
+    kept: Arc<[u32]>,
     /// Whether a token has come that was not skipped.
     begun: bool,
     /// Bytes that are no text yet: an unfinished character, or a run of byte tokens.
@@ -172,7 +176,7 @@ pub struct TextStream {
 }
 
 impl TextStream {
-    pub(super) fn new(tokenizer: Tokenizer, skip_special: bool) -> TextStream {
+    pub(super) fn new(tokenizer: Tokenizer, skip_special: bool, kept: Arc<[u32]>) -> TextStream {
         let strip_left = match tokenizer.plan() {
             Plan::Pieces(Pieces { strip: Some((_, count)), .. }) => *count,
             _ => 0,
@@ -180,6 +184,7 @@ impl TextStream {
         TextStream {
             tokenizer,
             skip_special,
+            kept,
             begun: false,
             bytes: Vec::new(),
             strip_left,
@@ -191,7 +196,8 @@ impl TextStream {
     /// Takes the next id and returns the text that no later id can change; often empty.
     pub fn push(&mut self, id: u32) -> String {
         let tokenizer = self.tokenizer.clone();
-        let Some(token) = tokenizer.decodable(id, self.skip_special) else {
+        let skip_special = self.skip_special && !self.kept.contains(&id);
+        let Some(token) = tokenizer.decodable(id, skip_special) else {
             return String::new();
         };
         let mut out = String::new();
@@ -235,7 +241,7 @@ impl TextStream {
                 self.emit(&text, text.len(), &mut out);
             }
         }
-        *self = TextStream::new(tokenizer, self.skip_special);
+        *self = TextStream::new(tokenizer, self.skip_special, Arc::clone(&self.kept));
         out
     }
 
@@ -276,7 +282,9 @@ impl TextStream {
 
     /// A decoder that fails on these ids gives no text; `decode` gives the error.
     fn decode_all(&self) -> String {
-        self.tokenizer.decode(&self.ids, self.skip_special).unwrap_or_default()
+        // What is not kept did not become one of these.
+        let skip_special = self.skip_special && self.kept.is_empty();
+        self.tokenizer.decode(&self.ids, skip_special).unwrap_or_default()
     }
 
     fn emit(&mut self, text: &str, end: usize, out: &mut String) {

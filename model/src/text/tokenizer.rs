@@ -130,7 +130,14 @@ impl Tokenizer {
 
     /// Decodes ids that arrive one at a time.
     pub fn stream(&self, skip_special: bool) -> TextStream {
-        TextStream::new(self.clone(), skip_special)
+        TextStream::new(self.clone(), skip_special, Arc::default())
+    }
+
+    /// Decodes ids that arrive one at a time, without special tokens but for those with these texts: the tags of an
+    /// answer.
+    pub fn stream_with(&self, tags: &[&str]) -> TextStream {
+        let kept = tags.iter().filter_map(|tag| self.id(tag)).collect();
+        TextStream::new(self.clone(), true, kept)
     }
 
     /// The token with this id, in the vocabulary's own spelling (`Ġthe`, `▁the`, `<0x0A>`).
