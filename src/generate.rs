@@ -11,6 +11,7 @@ use model::sampler::{Sampling, SamplingFields};
 use model::text::{ChatInput, StopStream, WallTime};
 use serde_json::{Value, json};
 
+use crate::access::Access;
 use crate::arguments::{ModelArguments, Tokens, seconds, token_ids};
 use crate::output::show;
 use crate::remote::{ClusterUrl, cluster_url};
@@ -38,6 +39,9 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "URL", value_parser = cluster_url,
           conflicts_with_all = ["numeric_class", "kernel_path", "threads", "cores", "shards", "kv_memory"])]
     pub(crate) cluster: Option<ClusterUrl>,
+
+    #[command(flatten)]
+    pub(crate) access: Access,
 
     /// With --cluster: how many seconds to wait for a cluster that is still loading.
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds, requires = "cluster")]

@@ -11,6 +11,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::Failure;
+use crate::access::Access;
 use crate::output::{bytes, show};
 use crate::remote::{ClusterUrl, Remote, URL, cluster_url};
 
@@ -30,6 +31,9 @@ pub(crate) struct Status {
     #[arg(long, value_name = "URL", value_parser = cluster_url, default_value = URL)]
     cluster: ClusterUrl,
 
+    #[command(flatten)]
+    access: Access,
+
     /// Look again every second, until interrupted.
     #[arg(long)]
     watch: bool,
@@ -41,7 +45,7 @@ pub(crate) struct Status {
 
 impl Status {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let remote = Remote::new(&self.cluster)?;
+        let remote = Remote::new(&self.cluster, &self.access)?;
         if !self.watch {
             let state = remote.cluster()?;
             return match self.json {

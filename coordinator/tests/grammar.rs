@@ -164,9 +164,7 @@ fn is_valid(schema: &Value, value: &Value) -> bool {
             let (least, most) = (schema["minimum"].as_f64().unwrap(), schema["maximum"].as_f64().unwrap());
             number.fract() == 0.0 && (least..=most).contains(&number)
         }),
-        "string" => {
-            value.as_str().is_some_and(|text| within(text.chars().count(), "minLength", "maxLength"))
-        }
+        "string" => value.as_str().is_some_and(|text| within(text.chars().count(), "minLength", "maxLength")),
         "array" => value.as_array().is_some_and(|items| {
             within(items.len(), "minItems", "maxItems")
                 && items.iter().all(|item| is_valid(&schema["items"], item))
@@ -178,7 +176,8 @@ fn is_valid(schema: &Value, value: &Value) -> bool {
                 None => schema["additionalProperties"] == true,
             };
             let required = schema["required"].as_array().unwrap();
-            required.iter().all(|key| object.contains_key(key.as_str().unwrap())) && object.iter().all(is_known)
+            required.iter().all(|key| object.contains_key(key.as_str().unwrap()))
+                && object.iter().all(is_known)
         }),
         other => panic!("no type of this file: {other}"),
     }
@@ -299,6 +298,87 @@ fn what_cannot_be_kept_to_is_refused() {
         }
         assert!(start.elapsed() < Duration::from_secs(5), "{schema}");
     }
+}
+
+/// Whatever a client writes as a schema is refused or compiled soon, in the stack that a server's threads have, and its
+/// first masks are made or refused soon too.
+#[test]
+fn hostile_schemas_cost_little() {
+    let nested = |depth: usize, open: &str, inner: &str, close: &str| {
+        let text = format!("{}{inner}{}", open.repeat(depth), close.repeat(depth));
+        serde_json::from_str::<Value>(&text).unwrap()
+    };
+    let many = |count: usize| {
+        (0..count).map(|number| format!("key {number} {}", "x".repeat(20))).collect::<Vec<_>>()
+    };
+    let branching = |depth: usize| {
+        let mut definitions = Map::new();
+        for level in 0..depth {
+            let next = json!({"$ref": format!("#/$defs/a{}", level + 1)});
+            definitions.insert(
+                format!("a{level}"),
+                json!({"allOf": [{"anyOf": [next, next]}, {"anyOf": [next, next]}]}),
+            );
+        }
+        definitions
+            .insert(format!("a{depth}"), json!({"type": "object", "properties": {"a": {"type": "string"}}}));
+        json!({"$ref": "#/$defs/a0", "$defs": definitions})
+    };
+    let mut wide = Map::new();
+    for key in many(3000) {
+        wide.insert(key, json!({"type": "string", "pattern": "^[a-z]{3,9}$"}));
+    }
+    let schemas = [
+        json!({"type": "array", "minItems": 1_000_000_000u64}),
+        json!({"type": "array", "items": {"type": "integer"}, "minItems": 100_000, "maxItems": 200_000}),
+        json!({"type": "string", "minLength": 1_000_000_000u64}),
+        json!({"type": "string", "pattern": "^((a|b){1000}){1000}$"}),
+        json!({"type": "string", "pattern": "^(a?){500}(a){500}(.*b.{300}){9}$"}),
+        json!({"type": "string", "pattern": "(((((.*a){30}).*){30}).*){30}"}),
+        json!({"enum": many(8000)}),
+        json!({"type": "object", "properties": wide}),
+        json!({"type": "object", "minProperties": 500_000}),
+        json!({"type": "integer", "multipleOf": 982_451_653, "minimum": 1, "maximum": 1e15}),
+        json!({"$ref": "#"}),
+        json!({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}),
+        branching(10),
+        branching(30),
+        nested(60, r#"{"type": "array", "items": "#, r#"{"type": "null"}"#, "}"),
+        nested(40, r#"{"type": "object", "properties": {"a": "#, "true", "}}"),
+        nested(60, r#"{"anyOf": ["#, "true", "]}"),
+        nested(30, r#"{"allOf": [{"anyOf": [{}, {"type": "string"}]}, "#, "true", "]}"),
+    ];
+    let (_, vocabulary) = vocabularies().remove(1);
+    let grammars = vocabulary.grammars();
+    let run = || {
+        for schema in schemas {
+            let start = Instant::now();
+            let compiled = grammars.compile(Form::Schema(schema.clone()));
+            let time = start.elapsed();
+            let words = compiled.as_ref().err().map(ToString::to_string);
+            let mut most = Duration::ZERO;
+            if let Ok(grammar) = &compiled {
+                let (mut guide, mut random) = (Guide::new(grammar, &[]), Random(3));
+                for position in 0..200 {
+                    let start = Instant::now();
+                    let Ok(mask) = guide.mask().cloned() else { break };
+                    most = most.max(start.elapsed());
+                    let logits = vocabulary.logits(&mut random);
+                    let choice =
+                        sampler::choose_among(Some(&mask), &logits, &[], &[], &Sampling::greedy(), position);
+                    if guide.handle_token(choice.unwrap().token).unwrap_or(true) {
+                        break;
+                    }
+                }
+            }
+            println!("{time:?}, masks up to {most:?}, {words:?}: {schema:.80}");
+            assert!(time < Duration::from_secs(5) && most < Duration::from_secs(1), "{schema:.200}");
+        }
+    };
+    // The stack of a runtime's threads.
+    std::thread::scope(|scope| {
+        std::thread::Builder::new().stack_size(2 << 20).spawn_scoped(scope, run).unwrap().join().unwrap();
+    });
 }
 
 /// What a mask costs over a vocabulary as large as those of the released models. `--ignored`, for its figures.

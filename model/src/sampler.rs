@@ -588,7 +588,9 @@ mod tests {
     fn a_masked_choice_is_that_of_fewer_tokens() {
         let logits: Vec<f32> = (0..70u32).map(|i| ((i * 7919) % 97) as f32 / 9.0).collect();
         let kept = |token: u32| token % 3 == 1 && token < 64;
-        let mask = Mask::new((0..2).map(|word| (0..32).map(|bit| u32::from(kept(word * 32 + bit)) << bit).sum()).collect());
+        let mask = Mask::new(
+            (0..2).map(|word| (0..32).map(|bit| u32::from(kept(word * 32 + bit)) << bit).sum()).collect(),
+        );
         let mut few = logits.clone();
         for (token, logit) in few.iter_mut().enumerate() {
             assert_eq!(mask.allows(token as u32), kept(token as u32));

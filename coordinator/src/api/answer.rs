@@ -11,6 +11,7 @@ use model::text::{TextStream, Tokenizer};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::said::{Call, CallFunction, CallIdentity, CallNews, News, Said, said};
 use super::tools::{Format, Part, Reader};
 use crate::generation::{FinishReason, Token};
 
@@ -97,15 +98,6 @@ struct Telling {
     offset: usize,
 }
 
-/// A call, or more of its arguments.
-#[derive(Debug)]
-struct CallNews {
-    index: usize,
-    /// Where it begins.
-    name: Option<String>,
-    arguments: String,
-}
-
 impl Telling {
     fn take_parts(&mut self, parts: Vec<Part>) {
         for part in parts {
@@ -154,64 +146,6 @@ struct Choice {
     said: Said,
     logprobs: Option<LogprobsObject>,
     finish_reason: Option<&'static str>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Said {
-    Text(String),
-    Message(Message),
-    Delta(Delta),
-}
-
-#[derive(Serialize)]
-struct Message {
-    role: &'static str,
-    /// Nothing where it calls and says nothing else.
-    content: Option<String>,
-    /// OpenAI's way to say that nothing was refused.
-    refusal: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reasoning_content: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    tool_calls: Vec<Call>,
-}
-
-#[derive(Serialize)]
-struct Delta {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reasoning_content: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    tool_calls: Vec<Call>,
-}
-
-#[derive(Serialize)]
-struct Call {
-    /// In streams alone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    index: Option<usize>,
-    /// Where it begins.
-    #[serde(flatten)]
-    identity: Option<CallIdentity>,
-    function: CallFunction,
-}
-
-#[derive(Serialize)]
-struct CallIdentity {
-    id: String,
-    #[serde(rename = "type")]
-    kind: &'static str,
-}
-
-#[derive(Serialize)]
-struct CallFunction {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    arguments: String,
 }
 
 #[derive(Serialize)]
@@ -302,6 +236,11 @@ impl Answer {
     /// So many tokens have all its prompts together, of which it knows the first.
     pub(super) fn count_prompts(&mut self, tokens: usize) {
         self.prompt_tokens = tokens;
+    }
+
+    /// Tokens of all its prompts.
+    pub(super) fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
     }
 
     /// The text of a choice begins with this.
@@ -480,32 +419,6 @@ impl Answer {
     fn spelling(&self, id: u32) -> String {
         let decoded = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.decode(&[id], false).ok());
         decoded.unwrap_or_else(|| format!("token_id:{id}"))
-    }
-}
-
-/// What there is to tell of a choice.
-struct News {
-    text: String,
-    reasoning: Option<String>,
-    calls: Vec<Call>,
-}
-
-/// News in their form. In a stream of a chat the first chunk of a choice says whose turn it is.
-fn said(form: Form, is_chunk: bool, is_first: bool, news: News) -> Said {
-    const ROLE: &str = "assistant";
-    let News { text, reasoning: reasoning_content, calls: tool_calls } = news;
-    match (form, is_chunk) {
-        (Form::Text, _) => Said::Text(text),
-        (Form::Chat, false) => {
-            let content = (!text.is_empty() || tool_calls.is_empty()).then_some(text);
-            Said::Message(Message { role: ROLE, content, refusal: None, reasoning_content, tool_calls })
-        }
-        (Form::Chat, true) => Said::Delta(Delta {
-            role: is_first.then_some(ROLE),
-            content: (is_first || !text.is_empty()).then_some(text),
-            reasoning_content,
-            tool_calls,
-        }),
     }
 }
 

@@ -13,7 +13,7 @@ use super::answer::Form;
 use super::chat::Conversation;
 use super::fields::Fields;
 use super::form;
-use super::prompt::Prompt;
+use super::prompt::{CHOICES_TOTAL_MAX, Prompt};
 use super::refusal::{Refusal, quote};
 use crate::grammar;
 
@@ -21,8 +21,6 @@ use crate::grammar;
 const TOKENS_MAX: u64 = 16;
 /// The most choices of one request. Each is computed like a request of its own, its prompt too.
 const CHOICES_MAX: u64 = 32;
-/// The most choices of several prompts together.
-const CHOICES_TOTAL_MAX: usize = 256;
 /// The most likeliest tokens that are told of each. Each costs a search and some bytes per token.
 const LOGPROBS_MAX: u64 = 20;
 /// The most tokens with a bias. Each costs an addition per token.
@@ -122,7 +120,7 @@ impl Asked {
         let (prompts, tokens_max, logprobs) = match form {
             Form::Text => {
                 let tokens_max = whole(&fields, "max_tokens", 1, u64::MAX)?.unwrap_or(TOKENS_MAX);
-                (prompts(&fields)?, tokens_max, whole(&fields, "logprobs", 0, LOGPROBS_MAX)?)
+                (Prompt::listed(&fields)?, tokens_max, whole(&fields, "logprobs", 0, LOGPROBS_MAX)?)
             }
             Form::Chat => {
                 let prompt = Prompt::Chat(Conversation::read(&fields)?);
@@ -250,59 +248,6 @@ fn chat_logprobs(fields: &Fields<'_>) -> Result<Option<u64>, Refusal> {
         (false, Some(_)) => {
             Err(Refusal::value("top_logprobs", "`top_logprobs` needs `logprobs`: true; send it too"))
         }
-    }
-}
-
-/// A list of which no more than may be answered is kept.
-struct Few<T>(Vec<T>);
-
-impl<'de, T: serde::Deserialize<'de>> serde::Deserialize<'de> for Few<T> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List<T>(std::marker::PhantomData<T>);
-        impl<'de, T: serde::Deserialize<'de>> serde::de::Visitor<'de> for List<T> {
-            type Value = Few<T>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a list")
-            }
-
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Few<T>, A::Error> {
-                let mut few = Vec::new();
-                // One more than may be says that there are too many.
-                while few.len() <= CHOICES_TOTAL_MAX
-                    && let Some(element) = list.next_element()?
-                {
-                    few.push(element);
-                }
-                while list.next_element::<serde::de::IgnoredAny>()?.is_some() {}
-                Ok(Few(few))
-            }
-        }
-        deserializer.deserialize_seq(List(std::marker::PhantomData))
-    }
-}
-
-/// A text, ids, or a list of these.
-fn prompts(fields: &Fields<'_>) -> Result<Vec<Prompt>, Refusal> {
-    const EXPECTED: &str = "a string, a list of token ids, or a list of strings or of such lists";
-    let Some(raw) = fields.raw("prompt") else {
-        return Err(Refusal::value("prompt", format!("`prompt` is missing: give {EXPECTED}")));
-    };
-    // The first element says of what it is a list.
-    let inner = raw.strip_prefix('[').map(|list| list.trim_start().chars().next());
-    return match inner {
-        None => Ok(vec![Prompt::text(fields.take("prompt", EXPECTED)?.unwrap_or_default())]),
-        Some(Some('"')) => {
-            take::<Few<String>>(fields).map(|Few(texts)| texts.into_iter().map(Prompt::text).collect())
-        }
-        Some(Some('[')) => {
-            take::<Few<Vec<u32>>>(fields).map(|Few(lists)| lists.into_iter().map(Prompt::Ids).collect())
-        }
-        Some(_) => take(fields).map(|ids| vec![Prompt::Ids(ids)]),
-    };
-
-    fn take<'a, T: serde::Deserialize<'a>>(fields: &Fields<'a>) -> Result<T, Refusal> {
-        fields.take("prompt", EXPECTED)?.ok_or_else(|| fields.wrong("prompt", EXPECTED))
     }
 }
 
@@ -473,7 +418,7 @@ mod tests {
         assert_eq!(prompts("[1, 2]").unwrap(), [Prompt::Ids(vec![1, 2])]);
         assert_eq!(prompts("[]").unwrap(), [Prompt::Ids(vec![])], "the model says that it is empty");
         for wrong in
-            ["1", "{}", "[-1]", "[1.5]", "[4294967296]", "[null]", "[[1], [\"x\"]", "[\"x\", 1]", "[[1], 2]"]
+            ["1", "{}", "[-1]", "[1.5]", "[4294967296]", "[null]", "[[1], [\"x\"]]", "[\"x\", 1]", "[[1], 2]"]
         {
             assert_eq!(prompts(wrong).unwrap_err().param.as_deref(), Some("prompt"), "{wrong}");
         }

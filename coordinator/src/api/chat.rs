@@ -7,9 +7,9 @@ use model::text::{ChatInput, WallTime};
 use serde_json::{Map, Value};
 
 use super::fields::Fields;
+use super::refusal::{Refusal, quote};
 use super::tools::asked::Offer;
 use super::tools::{Format, thinks};
-use super::refusal::{Refusal, quote};
 use crate::texts::Texts;
 
 const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
@@ -69,7 +69,8 @@ impl Conversation {
         let is_harmony = format == Some(Format::Harmony);
         if self.offer.is_some() {
             if !template.shows_tools() {
-                let message = "the model's chat template shows no tools, so it cannot call any; leave `tools` out";
+                let message =
+                    "the model's chat template shows no tools, so it cannot call any; leave `tools` out";
                 return Err(Refusal::unsupported("tools", message));
             }
             if format.is_none() {
@@ -290,7 +291,10 @@ mod tests {
         let hermes = "{{ tools | tojson }}{{ messages[0].content }}<tool_call><think>";
         let found = Manner { format: Some(Format::Hermes), thinks: true };
         assert_eq!(manner(hermes, &body).unwrap(), found);
-        assert!(render(hermes, body.clone()).starts_with("[{\"type\": \"function\", \"function\": {\"name\": \"rain\"}}]x"));
+        assert!(
+            render(hermes, body.clone())
+                .starts_with("[{\"type\": \"function\", \"function\": {\"name\": \"rain\"}}]x")
+        );
         for template in ["{{ messages[0].tool_calls }}<tool_call>", "{{ tools }}"] {
             let refusal = manner(template, &body).unwrap_err();
             assert_eq!((refusal.param.as_deref(), refusal.code), (Some("tools"), "unsupported_parameter"));

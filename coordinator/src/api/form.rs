@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use axum::http::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -41,7 +42,8 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Option<Form>, Refusal> {
             Err(Refusal::value("response_format.json_schema", "`response_format.json_schema` is missing"))
         }
         (Some(kind @ ("text" | "json_object")), Some(_)) => {
-            let message = format!("`response_format.json_schema` is not for the type \"{kind}\"; leave it out");
+            let message =
+                format!("`response_format.json_schema` is not for the type \"{kind}\"; leave it out");
             Err(Refusal::value("response_format.json_schema", message))
         }
         _ => Err(format.wrong("type", EXPECTED)),
@@ -50,11 +52,8 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Option<Form>, Refusal> {
 
 fn read_schema(raw: &str) -> Result<Value, Refusal> {
     const SCHEMA: &str = "response_format.json_schema.schema";
-    let fields = Fields::read(
-        raw,
-        "response_format.json_schema.",
-        &["name", "description", "schema", "strict"],
-    )?;
+    let fields =
+        Fields::read(raw, "response_format.json_schema.", &["name", "description", "schema", "strict"])?;
     let name = fields.take::<String>("name", "a string")?;
     if name.is_some_and(|name| !is_name(&name)) {
         return Err(fields.wrong("name", NAME_EXPECTED));
@@ -117,27 +116,29 @@ impl Forms {
         }
         let refuse = |error: GrammarError| match error {
             GrammarError::NoBytes => Refusal::unsupported(param, error.to_string()),
-            GrammarError::Form(why) => {
-                Refusal::value(place, format!("`{place}` is not supported: {}", quote_long(&why)))
-            }
+            GrammarError::Form(why) => Refusal::value(place, format!("`{place}` is not supported: {why}")),
         };
         let tokenizer =
             self.texts.tokenizer().map_err(|error| Refusal::unsupported(param, error.to_string()))?.clone();
         let (grammars, vocab, end_ids) = (Arc::clone(&self.grammars), self.vocab, self.texts.end_ids());
         let permit = Arc::clone(&self.aside).acquire_owned();
-        let compiling = async {
-            let permit = permit.await.expect("it is never closed");
-            let compile = move || {
-                // Held until it is done, whoever still waits for it.
-                let _permit = permit;
-                let made = grammars.get_or_init(|| Grammars::new(&tokenizer, vocab, &end_ids));
-                made.as_ref().map_err(Clone::clone)?.compile(form)
-            };
-            tokio::task::spawn_blocking(compile).await
+        let permit = tokio::time::timeout(COMPILE_WITHIN, permit).await.map_err(|_| {
+            let message = "too many forms are being prepared; try again later";
+            Refusal::new(StatusCode::TOO_MANY_REQUESTS, "busy", message)
+        })?;
+        let compile = move || {
+            // Held until it is done, whoever still waits for it.
+            let _permit = permit;
+            let made = grammars.get_or_init(|| Grammars::new(&tokenizer, vocab, &end_ids));
+            made.as_ref().map_err(Clone::clone)?.compile(form)
         };
+        let compiling = tokio::task::spawn_blocking(compile);
         let compiled = tokio::time::timeout(COMPILE_WITHIN, compiling).await.map_err(|_| {
             let within = COMPILE_WITHIN.as_secs();
-            Refusal::value(place, format!("`{place}` takes longer than {within} s to prepare; make it simpler"))
+            Refusal::value(
+                place,
+                format!("`{place}` takes longer than {within} s to prepare; make it simpler"),
+            )
         })?;
         let grammar = compiled
             .map_err(|_| Refusal::value(place, format!("`{place}` cannot be prepared")))?
@@ -168,15 +169,6 @@ fn key(form: &Form) -> String {
     match form {
         Form::Schema(schema) => format!("schema {schema}"),
         Form::Lark(text) => format!("lark {text}"),
-    }
-}
-
-/// A reason, which may repeat what a client sent.
-fn quote_long(why: &str) -> String {
-    const CHARS_MAX: usize = 300;
-    match why.char_indices().nth(CHARS_MAX) {
-        Some((end, _)) => format!("{}…", &why[..end]),
-        None => why.to_owned(),
     }
 }
 
@@ -237,7 +229,11 @@ mod tests {
             (&deep, "response_format.json_schema.schema"),
         ] {
             let refusal = format(json).expect_err(json);
-            assert_eq!((refusal.param.as_deref(), refusal.status.as_u16()), (Some(param), 400), "{json:.200}");
+            assert_eq!(
+                (refusal.param.as_deref(), refusal.status.as_u16()),
+                (Some(param), 400),
+                "{json:.200}"
+            );
             assert!(refusal.message.len() < 300, "{}", refusal.message);
         }
     }

@@ -48,7 +48,7 @@ pub enum KeysError {
 pub struct Keys(Vec<(blake3::Hash, Arc<Key>)>);
 
 /// What is known of a key, and what it is doing.
-pub struct Key {
+pub(super) struct Key {
     name: String,
     requests_max: Option<u32>,
     running: AtomicU32,
@@ -72,7 +72,9 @@ impl Keys {
             let wrong = |why: &str| KeysError::Line { line: index + 1, why: why.to_owned() };
             if !KEY_BYTES.contains(&secret.len()) || !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
                 let (least, most) = KEY_BYTES.into_inner();
-                return Err(wrong(&format!("a key is {least} to {most} letters, digits and signs, without spaces")));
+                return Err(wrong(&format!(
+                    "a key is {least} to {most} letters, digits and signs, without spaces"
+                )));
             }
             let digest = blake3::hash(secret.as_bytes());
             let key = Key::read(index + 1, words, now).map_err(|why| wrong(&why))?;
@@ -103,15 +105,20 @@ impl Keys {
         };
         let given = blake3::hash(given.trim_ascii());
         // Digests are compared in constant time, and with all keys, so that time tells nothing of any.
-        let found = self.0.iter().fold(None, |found, (digest, key)| if *digest == given { Some(key) } else { found });
+        let found =
+            self.0.iter().fold(None, |found, (digest, key)| if *digest == given { Some(key) } else { found });
         found.cloned().ok_or_else(|| refuse("this API key is not known here"))
     }
 }
 
 impl Key {
     fn read<'a>(line: usize, words: impl Iterator<Item = &'a str>, now: Instant) -> Result<Self, String> {
-        let mut key =
-            Self { name: format!("line-{line}"), requests_max: None, running: AtomicU32::new(0), bucket: None };
+        let mut key = Self {
+            name: format!("line-{line}"),
+            requests_max: None,
+            running: AtomicU32::new(0),
+            bucket: None,
+        };
         let mut said = BTreeSet::new();
         for word in words {
             const KNOWN: &str = "name=NAME, requests=N, tokens-per-minute=N";
@@ -167,7 +174,8 @@ impl Allowance {
         let before = key.running.fetch_add(1, Ordering::Relaxed);
         let running = Running(Arc::clone(key));
         if let Some(most) = key.requests_max.filter(|most| before >= *most) {
-            let message = format!("this API key may have {most} requests under way, and has; try again later");
+            let message =
+                format!("this API key may have {most} requests under way, and has; try again later");
             return Err(refuse(message, Duration::from_secs(1)));
         }
         if let Some(mut bucket) = key.bucket()
@@ -296,7 +304,9 @@ mod tests {
     fn who_has_no_key_is_told_what_is_wanted() {
         let keys = keys(A).unwrap();
         let short = &A[..19];
-        for header in ["", "Bearer", "Bearer ", "Basic eDp4", &format!("Bearer {B}"), &format!("Bearer {short}")] {
+        for header in
+            ["", "Bearer", "Bearer ", "Basic eDp4", &format!("Bearer {B}"), &format!("Bearer {short}")]
+        {
             let refusal = find(&keys, header).unwrap_err();
             assert_eq!((refusal.status.as_u16(), refusal.code), (401, "invalid_api_key"), "{header}");
         }

@@ -167,7 +167,8 @@ impl Speech {
             return Ok(None);
         }
         let tokenizer = app.served.texts.tokenizer();
-        let tokenizer = tokenizer.map_err(|error| Refusal::unsupported("response_format", error.to_string()))?;
+        let tokenizer =
+            tokenizer.map_err(|error| Refusal::unsupported("response_format", error.to_string()))?;
         let tag = |text: &str| tag_rule(tokenizer, text);
         if let (Some(offer), Some(format), false) = (&self.offer, shape.format, shape.is_forced())
             && !opens_by_token(format, &tag)

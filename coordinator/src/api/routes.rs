@@ -13,15 +13,18 @@ use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http_body_util::BodyExt;
+use rustls::ServerConfig;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::answer::{Answer, Form};
 use super::ask::Asked;
 use super::form::Forms;
+use super::keys::{Allowance, Keys};
 use super::metrics::{Meter, Metrics, Outcome};
 use super::prepare::prepare;
 use super::prompt::Encoder;
@@ -35,6 +38,8 @@ use crate::generation::Generation;
 /// How long a stream's status waits for its first event, so that a refusal has a status of its own. Later ones are
 /// told within the stream.
 const STATUS_WITHIN: Duration = Duration::from_secs(10);
+/// What is told to everybody.
+const OPEN_PATHS: [&str; 2] = ["/health", "/ready"];
 /// How much of a body that is too large is still read, so that its sender reads the refusal and not a reset.
 const DRAINED_FACTOR: usize = 4;
 
@@ -46,6 +51,9 @@ pub struct App {
     pub(super) encoder: Encoder,
     pub(super) forms: Forms,
     metrics: Arc<Metrics>,
+    /// Without any, everybody may ask.
+    keys: Option<Keys>,
+    tls: Option<Arc<ServerConfig>>,
     /// Seconds since 1970 when it began, which clients expect of a model.
     created: u64,
     /// Makes the names of answers and the seeds of those who name none: keyed at random, and counted.
@@ -66,10 +74,26 @@ impl App {
             encoder,
             forms,
             metrics: Arc::default(),
+            keys: None,
+            tls: None,
             created,
             random,
             count: AtomicU64::new(0),
         }
+    }
+
+    /// The same for those who have one of these keys.
+    pub fn with_keys(self, keys: Option<Keys>) -> Self {
+        Self { keys, ..self }
+    }
+
+    /// The same over TLS.
+    pub fn with_tls(self, tls: Option<Arc<ServerConfig>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    pub(super) fn tls(&self) -> Option<&Arc<ServerConfig>> {
+        self.tls.as_ref()
     }
 
     /// What clients may hold.
@@ -111,7 +135,21 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(metrics))
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)
+        .layer(from_fn_with_state(Arc::clone(&app), check_key))
         .with_state(app)
+}
+
+/// Lets those through who have a key, where there are keys. Balancers have none, and hear how it is all the same.
+async fn check_key(
+    Shared(app): Shared<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    if let Some(keys) = app.keys.as_ref().filter(|_| !OPEN_PATHS.contains(&request.uri().path())) {
+        let key = keys.find(request.headers())?;
+        request.extensions_mut().insert(key);
+    }
+    Ok(next.run(request).await)
 }
 
 async fn no_path(uri: Uri) -> Refusal {
@@ -212,8 +250,11 @@ async fn chat(Shared(app): Shared<Arc<App>>, request: Request) -> Result<Respons
 
 async fn answered(app: &App, form: Form, request: Request) -> Result<Response, Refusal> {
     let started = Instant::now();
+    let allowance = Allowance::begin(request.extensions().get(), started)
+        .inspect_err(|_| app.metrics.count(Outcome::Busy))?;
     let asked = ask(app, form, request).await.inspect_err(|_| app.metrics.count(Outcome::Refused))?;
     let (generations, answer, Told { within, is_stream }) = asked;
+    allowance.take(answer.prompt_tokens(), Instant::now());
     let mut choices = Vec::with_capacity(generations.len());
     for generation in generations {
         let (told, events) = mpsc::channel(Submission::events_max(generation.request().tokens_max));
@@ -226,7 +267,8 @@ async fn answered(app: &App, form: Form, request: Request) -> Result<Response, R
         // Whoever was handed in before one that cannot be is cancelled by its guard.
         let guard = submit(app, submission).await?;
         let meter = Meter::new(Arc::clone(&app.metrics), started);
-        choices.push(Events::new(events, guard, meter, within.saturating_sub(started.elapsed())));
+        let within = within.saturating_sub(started.elapsed());
+        choices.push(Events::new(events, guard, meter, allowance.clone(), within));
     }
     let mut choices = Choices::new(choices);
     if !is_stream {

@@ -7,10 +7,10 @@ pub mod request;
 
 pub mod scheduler;
 
+mod ahead;
 pub mod flow;
 pub mod forwarding;
 pub mod stage;
-mod ahead;
 pub mod trunk;
 
 pub mod exchange;

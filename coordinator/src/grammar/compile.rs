@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::in_words;
 
 /// The most white space in one place: without a bound a model that has lost its way fills its answer with it.
-const SPACE: &str = r"[\x20\x0A\x0D\x09]{1,128}";
+const SPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
 /// Marks tokens that no text is made of by chance.
 const ADDED: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
 /// Where a schema says how `llguidance` reads it, which is ours to say.
@@ -31,7 +31,9 @@ pub enum Form {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GrammarError {
     /// Tokens of such a vocabulary spell nothing alone.
-    #[error("this model's tokenizer decodes tokens by their neighbours, so an answer cannot be kept to a form")]
+    #[error(
+        "this model's tokenizer decodes tokens by their neighbours, so an answer cannot be kept to a form"
+    )]
     NoBytes,
     /// The form itself.
     #[error("{0}")]

@@ -19,4 +19,4 @@ fn in_words(error: &str) -> String {
 }
 
 /// As much of a message as is told.
-const MESSAGE_CHARS_MAX: usize = 400;
+const MESSAGE_CHARS_MAX: usize = 300;

@@ -134,7 +134,8 @@ enum Wanted {
 }
 
 fn read_choice(fields: &Fields<'_>) -> Result<Wanted, Refusal> {
-    const EXPECTED: &str = "\"none\", \"auto\", \"required\", or {\"type\": \"function\", \"function\": {\"name\": …}}";
+    const EXPECTED: &str =
+        "\"none\", \"auto\", \"required\", or {\"type\": \"function\", \"function\": {\"name\": …}}";
     let Some(raw) = fields.raw("tool_choice") else { return Ok(Wanted::Auto) };
     if raw.starts_with('{') {
         let choice = Fields::read(raw, "tool_choice.", &["type", "function"])?;
@@ -176,13 +177,20 @@ mod tests {
         assert_eq!(read(json!({"tools": tools, "tool_choice": "none"})).unwrap(), None);
         let names = |offer: &Offer| offer.functions.iter().map(|f| f.name.clone()).collect::<Vec<_>>();
         let offer = read(json!({"tools": tools})).unwrap().unwrap();
-        assert_eq!((names(&offer), offer.choice, offer.is_parallel), (vec!["a".into(), "b".into()], Choice::Auto, true));
+        assert_eq!(
+            (names(&offer), offer.choice, offer.is_parallel),
+            (vec!["a".into(), "b".into()], Choice::Auto, true)
+        );
         let one = json!({"type": "function", "function": {"name": "b"}});
         let body = json!({"tools": tools, "tool_choice": one, "parallel_tool_calls": false});
         let offer = read(body).unwrap().unwrap();
-        assert_eq!((names(&offer), offer.choice, offer.is_parallel), (vec!["b".into()], Choice::Required, false));
+        assert_eq!(
+            (names(&offer), offer.choice, offer.is_parallel),
+            (vec!["b".into()], Choice::Required, false)
+        );
         assert_eq!(offer.tools.len(), 2, "the template shows all");
-        let bare = json!([{"type": "function", "function": {"name": "a", "description": null, "strict": true}}]);
+        let bare =
+            json!([{"type": "function", "function": {"name": "a", "description": null, "strict": true}}]);
         assert!(read(json!({"tools": bare})).unwrap().unwrap().functions[0].is_strict);
     }
 

@@ -36,7 +36,10 @@ enum State {
     Call,
     Function(String),
     Parameter(String),
-    Value { name: String, text: String },
+    Value {
+        name: String,
+        text: String,
+    },
 }
 
 impl Coder {

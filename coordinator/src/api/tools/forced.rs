@@ -28,8 +28,9 @@ pub(in crate::api) struct Shape<'a> {
 impl Shape<'_> {
     /// Whether any text will do.
     pub(in crate::api) fn is_free(&self) -> bool {
-        let is_free =
-            |offer: &Offer| offer.choice == Choice::Auto && offer.is_parallel && !offer.functions.iter().any(|f| f.is_strict);
+        let is_free = |offer: &Offer| {
+            offer.choice == Choice::Auto && offer.is_parallel && !offer.functions.iter().any(|f| f.is_strict)
+        };
         self.form.is_none() && self.offer.is_none_or(is_free)
     }
 
@@ -176,7 +177,11 @@ impl Rules<'_> {
             }
             Format::Mistral { named: false } => object("", ""),
             Format::Mistral { named: true } => {
-                format!("{} \"{name}\" {} {arguments}", self.tag(mistral::CALLS), self.tag(mistral::ARGUMENTS))
+                format!(
+                    "{} \"{name}\" {} {arguments}",
+                    self.tag(mistral::CALLS),
+                    self.tag(mistral::ARGUMENTS)
+                )
             }
             Format::DeepSeek { fenced } => {
                 let [begin, separator, end] =
@@ -224,7 +229,9 @@ impl Rules<'_> {
                 (false, _) => {
                     let mut property = property.clone();
                     for shared in ["$defs", "definitions"] {
-                        if let (Some(inner), Some(definitions)) = (property.as_object_mut(), schema.get(shared)) {
+                        if let (Some(inner), Some(definitions)) =
+                            (property.as_object_mut(), schema.get(shared))
+                        {
                             inner.insert(shared.into(), definitions.clone());
                         }
                     }
@@ -330,13 +337,19 @@ mod tests {
         (text, answer.finish_reason().unwrap())
     }
 
-    fn offer(choice: Choice, is_parallel: bool) -> Offer {
-        let rain = json!({"type": "object", "properties": {"city": {"type": "string", "maxLength": 12},
+    fn offer(format: Format, choice: Choice, is_parallel: bool) -> Offer {
+        // Random letters spell no tag that would end a bare text.
+        let city = match format {
+            Format::Coder => json!({"enum": ["Bern", "Rom \"x\""]}),
+            _ => json!({"type": "string", "maxLength": 12}),
+        };
+        let rain = json!({"type": "object", "properties": {"city": city,
             "days": {"$ref": "#/$defs/days"}}, "required": ["city", "days"], "additionalProperties": false,
             "$defs": {"days": {"type": "integer", "minimum": 1, "maximum": 7}}});
         let now = json!({"type": "object", "properties": {"zone": {"enum": ["utc", "local"]}},
             "additionalProperties": false});
-        let function = |name: &str, parameters: Value| Function { name: name.into(), parameters, is_strict: true };
+        let function =
+            |name: &str, parameters: Value| Function { name: name.into(), parameters, is_strict: true };
         let functions = vec![function("rain", rain), function("now", now)];
         Offer { tools: vec![Value::Null; 2], functions, choice, is_parallel }
     }
@@ -383,8 +396,10 @@ mod tests {
     /// that it takes; with tags as tokens and as text.
     #[test]
     fn a_forced_answer_calls_what_is_offered() {
-        for (format, has_tags, seed) in
-            FORMATS.iter().flat_map(|format| [(*format, true), (*format, false)]).flat_map(|(f, t)| (0..12).map(move |s| (f, t, s)))
+        for (format, has_tags, seed) in FORMATS
+            .iter()
+            .flat_map(|format| [(*format, true), (*format, false)])
+            .flat_map(|(f, t)| (0..12).map(move |s| (f, t, s)))
         {
             let tags = [format.tags(), &THOUGHTS[..]].concat();
             let tokenizer = tokenizer(if has_tags { &tags } else { &[] });
@@ -393,8 +408,10 @@ mod tests {
             if is_harmony && !has_tags {
                 continue;
             }
-            let offer = offer(Choice::Required, seed % 2 == 0);
-            let thoughts = [None, Some(true), Some(false)][seed as usize % 3].filter(|_| !is_harmony);
+            let offer = offer(format, Choice::Required, seed % 2 == 0);
+            // Random letters spell no tag that would end thoughts.
+            let thoughts =
+                [None, Some(true), Some(false)][seed as usize % 3].filter(|_| !is_harmony && has_tags);
             let shape = Shape { format: Some(format), thoughts, offer: Some(&offer), form: None };
             assert!(!shape.is_free() && shape.is_forced());
             let form = shape.whole(&|text| tag_rule(&tokenizer, text)).unwrap();
@@ -417,7 +434,7 @@ mod tests {
         for (format, seed) in FORMATS.iter().flat_map(|format| (0..16).map(move |seed| (*format, seed))) {
             let tags = [format.tags(), &THOUGHTS[..]].concat();
             let tokenizer = tokenizer(&tags);
-            let offer = offer(Choice::Auto, false);
+            let offer = offer(format, Choice::Auto, false);
             let schema = Form::Schema(json!({"type": "array", "items": {"type": "boolean"}, "maxItems": 3}));
             let form = Some(&schema).filter(|_| seed % 2 == 0);
             let thoughts = [None, Some(false)][seed as usize / 2 % 2].filter(|_| format != Format::Harmony);

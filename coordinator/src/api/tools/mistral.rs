@@ -78,9 +78,7 @@ fn take(state: &mut State, piece: Piece, parts: &mut Parts) {
                 _ => State::Id,
             };
         }
-        (Piece::Tag(1), State::Id) => {
-            *state = State::Arguments { value: Value::default(), has_begun: false }
-        }
+        (Piece::Tag(1), State::Id) => *state = State::Arguments { value: Value::default(), has_begun: false },
         (Piece::Tag(tag), _) => text(TAGS[tag], state, parts),
         (Piece::Text(char), _) => letter(state, char, parts),
     }

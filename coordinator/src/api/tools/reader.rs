@@ -1,5 +1,6 @@
 //! Tells content, thoughts and calls apart in the text of an answer.
 
+use super::Format;
 use super::asked::Function;
 use super::coder::Coder;
 use super::deepseek::DeepSeek;
@@ -8,7 +9,6 @@ use super::hermes::Hermes;
 use super::mistral::Mistral;
 use super::parts::{Part, Parts};
 use super::thoughts::Thoughts;
-use super::Format;
 
 /// Reads one answer.
 #[derive(Debug)]
@@ -140,7 +140,11 @@ mod tests {
             assert_eq!(pieces(&[&text[..cut], &text[cut..]]), whole, "{text} cut at {cut}");
         }
         let letters: Vec<String> = text.chars().map(String::from).collect();
-        assert_eq!(pieces(&letters.iter().map(String::as_str).collect::<Vec<_>>()), whole, "{text} by letters");
+        assert_eq!(
+            pieces(&letters.iter().map(String::as_str).collect::<Vec<_>>()),
+            whole,
+            "{text} by letters"
+        );
         whole
     }
 
@@ -154,11 +158,14 @@ mod tests {
         let one = call("rain", r#"{"city": "Bern <b>", "n": [1, {"a": "}"}]}"#);
         let json = r#"{"name": "rain", "arguments": {"city": "Bern <b>", "n": [1, {"a": "}"}]}}"#;
         assert_eq!(of(&format!("<tool_call>\n{json}\n</tool_call>")), one);
-        let two = format!("Let me see. \n\n<tool_call>\n{json}\n</tool_call>\n<tool_call>{json}</tool_call>\n");
+        let two =
+            format!("Let me see. \n\n<tool_call>\n{json}\n</tool_call>\n<tool_call>{json}</tool_call>\n");
         assert_eq!(of(&two), [vec![content("Let me see.")], one.to_vec(), one.to_vec()].concat());
         // In another order, with other fields, as text, without any.
         assert_eq!(
-            of(r#"<tool_call>{"id": 7, "arguments": {"a": 1}, "name": "f\"\u00e9", "x": [true]}</tool_call>"#),
+            of(
+                r#"<tool_call>{"id": 7, "arguments": {"a": 1}, "name": "f\"\u00e9", "x": [true]}</tool_call>"#
+            ),
             call("f\"é", "{\"a\": 1}")
         );
         assert_eq!(
@@ -200,12 +207,10 @@ mod tests {
         let json = r#"{"name": "f", "arguments": {"a": "[ARGS]"}}"#;
         let one = call("f", r#"{"a": "[ARGS]"}"#);
         assert_eq!(of(listed, &format!("[TOOL_CALLS] [{json}]")), one);
-        assert_eq!(of(listed, &format!("Yes. [TOOL_CALLS][{json}, {json}]")), [
-            vec![content("Yes.")],
-            one.to_vec(),
-            one.to_vec()
-        ]
-        .concat());
+        assert_eq!(
+            of(listed, &format!("Yes. [TOOL_CALLS][{json}, {json}]")),
+            [vec![content("Yes.")], one.to_vec(), one.to_vec()].concat()
+        );
         let named = Format::Mistral { named: true };
         let text = "[TOOL_CALLS]f[ARGS]{\"a\": 1}[TOOL_CALLS]g[CALL_ID]x1[ARGS]{}";
         assert_eq!(of(named, text), [call("f", "{\"a\": 1}"), call("g", "{}")].concat());
@@ -217,7 +222,8 @@ mod tests {
         let fenced = "Hm.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>rain\n```json\n{\"city\": \"`\"}\n```\
                       <｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>g\n```json\n{}\n```<｜tool▁call▁end｜>\
                       <｜tool▁calls▁end｜>";
-        let expected = [vec![content("Hm.")], call("rain", "{\"city\": \"`\"}").to_vec(), call("g", "{}").to_vec()];
+        let expected =
+            [vec![content("Hm.")], call("rain", "{\"city\": \"`\"}").to_vec(), call("g", "{}").to_vec()];
         assert_eq!(of(Format::DeepSeek { fenced: true }, fenced), expected.concat());
         let plain = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>rain<｜tool▁sep｜>{\"a\": 1}<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
         assert_eq!(of(Format::DeepSeek { fenced: false }, plain), call("rain", "{\"a\": 1}"));
