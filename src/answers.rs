@@ -37,6 +37,7 @@ pub(crate) fn questions(count: u32, prompt: u32, tokens: u32, vocab: usize) -> V
         end_ids: Vec::new(),
         logprobs: Some(2),
         experts: false,
+        grammar: None,
     };
     (0..count).map(question).collect()
 }

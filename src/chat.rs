@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::Failure;
+use crate::access::Access;
 use crate::arguments::seconds;
 use crate::output::show;
 use crate::remote::{ClusterUrl, Remote, URL, cluster_url};
@@ -30,6 +31,9 @@ pub(crate) struct Chat {
     /// The coordinator's URL, as its --http has it.
     #[arg(long, value_name = "URL", value_parser = cluster_url, default_value = URL)]
     cluster: ClusterUrl,
+
+    #[command(flatten)]
+    access: Access,
 
     /// How many seconds to wait for a cluster that is still loading.
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
@@ -54,7 +58,7 @@ pub(crate) struct Chat {
 
 impl Chat {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let remote = Remote::new(&self.cluster)?;
+        let remote = Remote::new(&self.cluster, &self.access)?;
         let served = remote.wait_until_served(self.wait)?;
         let is_watched = stdin().is_terminal() && stdout().is_terminal();
         if is_watched && stderr().is_terminal() {

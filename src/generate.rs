@@ -11,6 +11,7 @@ use model::sampler::{Sampling, SamplingFields};
 use model::text::{ChatInput, StopStream, WallTime};
 use serde_json::{Value, json};
 
+use crate::access::Access;
 use crate::arguments::{ModelArguments, Tokens, seconds, token_ids};
 use crate::output::show;
 use crate::remote::{ClusterUrl, cluster_url};
@@ -38,6 +39,9 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "URL", value_parser = cluster_url,
           conflicts_with_all = ["numeric_class", "kernel_path", "threads", "cores", "shards", "kv_memory"])]
     pub(crate) cluster: Option<ClusterUrl>,
+
+    #[command(flatten)]
+    pub(crate) access: Access,
 
     /// With --cluster: how many seconds to wait for a cluster that is still loading.
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds, requires = "cluster")]
@@ -250,6 +254,7 @@ impl Generate {
             end_ids,
             logprobs: self.json.then_some(self.top_logprobs),
             experts: false,
+            grammar: None,
         })
     }
 }
@@ -337,6 +342,7 @@ pub(crate) fn answer(
         end_ids: texts.end_ids(),
         logprobs: None,
         experts: false,
+        grammar: None,
     };
     let mut generation = Generation::new(request, Some(tokenizer.stream(true)), StopStream::new(Vec::new())?);
     let mut text = String::new();

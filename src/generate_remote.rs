@@ -28,7 +28,7 @@ struct Coming {
 
 pub(crate) fn run(command: &Generate, url: &ClusterUrl) -> Result<(), Failure> {
     let start = Instant::now();
-    let remote = Remote::new(url)?;
+    let remote = Remote::new(url, &command.access)?;
     let served = remote.wait_until_served(command.wait)?;
     let body = body(command, &served, url)?;
     let asked = Instant::now();

@@ -1,5 +1,6 @@
 //! `phalanx`: the command line. One file per command; only here are the environment and arguments read.
 
+mod access;
 mod answers;
 mod arguments;
 mod bench;

@@ -8,6 +8,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::Failure;
+use crate::access::Access;
 use crate::output::show;
 use crate::remote::{ClusterUrl, Remote, URL, cluster_url};
 use crate::status::{list, node_name, word};
@@ -27,6 +28,9 @@ pub(crate) struct Placement {
     #[arg(long, value_name = "URL", value_parser = cluster_url, default_value = URL)]
     cluster: ClusterUrl,
 
+    #[command(flatten)]
+    access: Access,
+
     /// One JSON object: the epoch, and for each actor its node and device.
     #[arg(long)]
     json: bool,
@@ -34,7 +38,7 @@ pub(crate) struct Placement {
 
 impl Placement {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let state = Remote::new(&self.cluster)?.cluster()?;
+        let state = Remote::new(&self.cluster, &self.access)?.cluster()?;
         show(&if self.json { format!("{:#}\n", object(&state)) } else { text(&state) })
     }
 }

@@ -1,8 +1,7 @@
 //! A coordinator that is reached over HTTP: what `generate --cluster`, `chat`, `status` and
 //! `placement` share.
 //!
-//! A small client of our own API, over hyper, which the server brings along anyway. No TLS: the API listens on
-//! loopback by default, and from further away a tunnel leads there. Every wait has a bound, and every message says
+//! A small client of our own API, over hyper, which the server brings along anyway. Every wait has a bound, and every message says
 //! what probably happened and what to try next.
 
 use std::fmt;
@@ -11,13 +10,18 @@ use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
+use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+use tokio_rustls::TlsConnector;
 
 use crate::Failure;
+use crate::access::Access;
 
 /// Where a coordinator's API is by default.
 pub(crate) const URL: &str = "http://127.0.0.1:8080";
@@ -39,6 +43,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// The address of a coordinator's API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClusterUrl {
+    is_https: bool,
     host: String,
     port: u16,
     /// What comes before our paths: nothing, or a proxy's.
@@ -54,22 +59,16 @@ impl ClusterUrl {
 
 impl fmt::Display for ClusterUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}:{}{}", self.host, self.port, self.prefix)
+        let scheme = if self.is_https { "https" } else { "http" };
+        write!(f, "{scheme}://{}:{}{}", self.host, self.port, self.prefix)
     }
 }
 
-/// Reads `http://HOST:PORT`, for the command line.
+/// Reads `http://HOST:PORT` or `https://HOST:PORT`, for the command line.
 pub(crate) fn cluster_url(text: &str) -> Result<ClusterUrl, String> {
     let wrong = || format!("`{text}` is not the URL of a coordinator; write for example {URL}");
     let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let uri: Uri = with_scheme.parse().map_err(|_| wrong())?;
-    if uri.scheme_str() == Some("https") {
-        return Err(
-            "https:// is not supported yet; use http:// on the coordinator's own machine, or through a \
-                    tunnel to it (ssh -L 8080:127.0.0.1:8080 HOST)"
-                .into(),
-        );
-    }
     let host = uri.host().filter(|host| !host.is_empty());
     // A port that is no port is not passed over.
     let says_port = uri.authority().is_some_and(|authority| {
@@ -80,9 +79,10 @@ pub(crate) fn cluster_url(text: &str) -> Result<ClusterUrl, String> {
         return Err(wrong());
     }
     match (uri.scheme_str(), host, uri.query()) {
-        (Some("http"), Some(host), None) => Ok(ClusterUrl {
+        (Some(scheme @ ("http" | "https")), Some(host), None) => Ok(ClusterUrl {
+            is_https: scheme == "https",
             host: host.to_owned(),
-            port: uri.port_u16().unwrap_or(80),
+            port: uri.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 }),
             prefix: uri.path().trim_end_matches('/').to_owned(),
         }),
         _ => Err(wrong()),
@@ -104,15 +104,24 @@ pub(crate) struct Served {
 /// A coordinator.
 pub(crate) struct Remote {
     url: ClusterUrl,
+    authorization: Option<HeaderValue>,
+    /// For https.
+    tls: Option<TlsConnector>,
     runtime: Runtime,
     /// Whoever asks does not want to hear of answers that were cut and went on.
     is_quiet: bool,
 }
 
+/// A connection.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 impl Remote {
-    pub(crate) fn new(url: &ClusterUrl) -> Result<Self, Failure> {
+    pub(crate) fn new(url: &ClusterUrl, access: &Access) -> Result<Self, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { url: url.clone(), runtime, is_quiet: false })
+        let tls = url.is_https.then(|| access.connector()).transpose()?;
+        Ok(Self { url: url.clone(), authorization: access.authorization(), tls, runtime, is_quiet: false })
     }
 
     /// The same, that says nothing of answers that were cut and went on.
@@ -329,9 +338,10 @@ impl Remote {
         body: Option<String>,
         last: Option<&str>,
     ) -> Result<Response<Incoming>, Failure> {
-        let ClusterUrl { host, port, prefix } = &self.url;
+        let ClusterUrl { host, port, prefix, .. } = &self.url;
         // An IPv6 address stands in brackets in a URL, and without them everywhere else.
-        let address = (host.trim_start_matches('[').trim_end_matches(']'), *port);
+        let name = host.trim_start_matches('[').trim_end_matches(']');
+        let address = (name, *port);
         let stream = match tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(self.away(&error)),
@@ -343,6 +353,14 @@ impl Remote {
             }
         };
         stream.set_nodelay(true)?;
+        let stream: Box<dyn Stream> = match &self.tls {
+            None => Box::new(stream),
+            Some(tls) => {
+                let name = ServerName::try_from(name.to_owned())?;
+                let secured = self.in_time(tls.connect(name, stream)).await?;
+                Box::new(secured.map_err(|error| self.not_believed(&error))?)
+            }
+        };
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         let mut request = Request::builder()
@@ -352,6 +370,9 @@ impl Remote {
             .header(header::CONTENT_TYPE, "application/json");
         if let Some(last) = last {
             request = request.header("last-event-id", last);
+        }
+        if let Some(authorization) = &self.authorization {
+            request = request.header(header::AUTHORIZATION, authorization.clone());
         }
         let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())))?;
         match self.in_time(sender.send_request(request)).await? {
@@ -387,6 +408,11 @@ impl Remote {
         .into()
     }
 
+    fn not_believed(&self, error: &std::io::Error) -> Failure {
+        let message = format!("{} cannot be spoken with over TLS: {error}", self.url);
+        format!("{message}; is its certificate for this name, and is who vouches for it in --http-ca?").into()
+    }
+
     fn stranger(&self, what: &str) -> Failure {
         format!("{} is no phalanx coordinator ({what}); is the port that of its --http?", self.url).into()
     }
@@ -400,6 +426,9 @@ impl Remote {
     /// What the coordinator said instead of an answer.
     fn refusal(&self, status: StatusCode, body: &Value) -> Failure {
         match body["error"]["message"].as_str() {
+            Some(message) if status == StatusCode::UNAUTHORIZED => {
+                format!("{message}; give it with --api-key, or as PHALANX_API_KEY").into()
+            }
             Some(message) => message.into(),
             None => self.stranger(&status.to_string()),
         }
@@ -451,12 +480,13 @@ mod tests {
             ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
             ("localhost:8080", "http://localhost:8080"),
             ("box", "http://box:80"),
+            ("https://box", "https://box:443"),
+            ("https://box:8443/", "https://box:8443"),
             ("http://[::1]:8080", "http://[::1]:8080"),
             ("http://proxy/phalanx/", "http://proxy:80/phalanx"),
         ] {
             assert_eq!(show(text), Ok(url.into()));
         }
-        assert!(show("https://x").unwrap_err().contains("tunnel"));
         for bad in ["", "http://", "ftp://x", "http://x:99999", "http://x/?q", "a b", "::1"] {
             assert!(show(bad).is_err(), "{bad}: {:?}", show(bad));
         }

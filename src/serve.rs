@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser};
 use coordinator::api;
 use coordinator::config::Config;
-use coordinator::program::{Signals, answer};
+use coordinator::program::{Entrance, Signals, answer};
 use model::load::Progress;
 use node::Emulation;
 use settings::program;
@@ -72,7 +72,7 @@ impl Serve {
         let arguments = crate::Arguments::command();
         let serve = arguments.find_subcommand("serve").expect("it is the command that runs");
         let config = program::begin(serve, self.settings, self.config.as_deref(), "phalanx_coordinator")?;
-        config.check_http()?;
+        let entrance = config.entrance()?;
         let embedded = self.embedded.unwrap_or(if config.nodes.is_empty() { EMBEDDED_NODES } else { 0 });
         if self.emulate.is_some() && embedded == 0 {
             return Err("--emulate is for nodes of this process, and there are none; ask for some with --embedded, or \
@@ -88,13 +88,14 @@ impl Serve {
         let (progress, cache) = (Progress::default(), session::digest_cache(&files.opened));
         let loaded = with_progress(&progress, || config.load(files, cache.as_ref(), &progress));
         let (served, clients) = loaded?;
-        actix::System::new().block_on(serve_model(&config, formation, served, clients))
+        actix::System::new().block_on(serve_model(&config, entrance, formation, served, clients))
     }
 }
 
 /// Answers clients until somebody stops it.
 async fn serve_model(
     config: &Config,
+    entrance: Entrance,
     settings: FormationSettings,
     served: Served,
     clients: api::Served,
@@ -107,20 +108,21 @@ async fn serve_model(
     }
     let address = http.local_addr()?;
     show(&format!(
-        "serving {} ({}{}) at http://{address}\n\n{}\n",
+        "serving {} ({}{}) at {}://{address}\n\n{}\n",
         clients.name,
         clients.numeric_class,
         shards(&clients.spec),
-        command_to_try(address, &clients, config.model.is_none())
+        entrance.scheme(),
+        command_to_try(address, &entrance, &clients, config.model.is_none())
     ))?;
-    answer(http, formation.coordinator(), clients, signals).await;
+    answer(http, entrance, formation.coordinator(), clients, signals).await;
     formation.stop().await;
     Ok(())
 }
 
 /// A command whose answer shows that the model works: what it can read at all, and of the demo model, what it was
 /// trained on.
-fn command_to_try(address: SocketAddr, clients: &api::Served, is_demo: bool) -> String {
+fn command_to_try(address: SocketAddr, entrance: &Entrance, clients: &api::Served, is_demo: bool) -> String {
     let (path, body) = match (&clients.texts.tokenizer, &clients.texts.chat) {
         (Some(_), Some(_)) => {
             let content = if is_demo { "sort 4921=" } else { "Hello" };
@@ -136,7 +138,9 @@ fn command_to_try(address: SocketAddr, clients: &api::Served, is_demo: bool) -> 
             ("completions", body.into())
         }
     };
+    let key = if entrance.wants_key() { "-H \"Authorization: Bearer $PHALANX_API_KEY\" " } else { "" };
     format!(
-        "    curl http://{address}/v1/{path} -H 'Content-Type: application/json' \\\n        -d '{body}'\n"
+        "    curl {}://{address}/v1/{path} {key}-H 'Content-Type: application/json' \\\n        -d '{body}'\n",
+        entrance.scheme()
     )
 }

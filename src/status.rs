@@ -11,6 +11,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::Failure;
+use crate::access::Access;
 use crate::output::{bytes, show};
 use crate::remote::{ClusterUrl, Remote, URL, cluster_url};
 
@@ -37,6 +38,8 @@ pub(crate) struct Status {
     /// Only say whether requests are taken; if not, the exit code is 2. For health checks.
     #[arg(long, conflicts_with_all = ["watch", "json"])]
     check: bool,
+    #[command(flatten)]
+    access: Access,
 
     /// Look again every second, until interrupted.
     #[arg(long)]
@@ -49,7 +52,7 @@ pub(crate) struct Status {
 
 impl Status {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let remote = Remote::new(&self.cluster)?;
+        let remote = Remote::new(&self.cluster, &self.access)?;
         if self.check {
             let served = remote.wait_until_served(Duration::ZERO)?;
             return show(&format!("{} takes requests for {}\n", remote.url(), served.model));

@@ -9,6 +9,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::Failure;
+use crate::access::Access;
 use crate::output::show;
 use crate::remote::{ClusterUrl, Remote, URL, cluster_url};
 use crate::status::{list, word};
@@ -32,6 +33,9 @@ pub(crate) struct Why {
     #[arg(long, value_name = "URL", value_parser = cluster_url, default_value = URL)]
     cluster: ClusterUrl,
 
+    #[command(flatten)]
+    access: Access,
+
     /// One JSON object.
     #[arg(long)]
     json: bool,
@@ -39,7 +43,7 @@ pub(crate) struct Why {
 
 impl Why {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let why = Remote::new(&self.cluster)?.why(self.request)?;
+        let why = Remote::new(&self.cluster, &self.access)?.why(self.request)?;
         match self.json {
             true => show(&format!("{why:#}\n")),
             false => show(&text(&why)),

@@ -15,9 +15,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use coordinator::api::State;
-use program::{command, fixture, phalanx};
+use program::{Scratch, command, fixture, phalanx};
 use serde_json::{Value, json};
-use server::Server;
+use server::{Made, Server, certify};
 
 fn shown(output: &Output) -> String {
     format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
@@ -166,7 +166,6 @@ fn servers_that_are_not_ours_are_named() {
     }
     let prompt = |url: &str, says: &[&str]| refuse(says, &["generate", "--cluster", url, "--prompt", "x"]);
     prompt(&closed, &["nothing listens at", &closed]);
-    prompt("https://127.0.0.1:1", &["https://", "tunnel"]);
     prompt("ftp://x", &["not the URL of a coordinator"]);
     for answer in [ok("<html>hello</html>"), ok("{\"status\": 7}"), "SSH-2.0-OpenSSH_9\r\n".into(), ok("[]")]
     {
@@ -177,6 +176,44 @@ fn servers_that_are_not_ours_are_named() {
         assert!(message.contains("is no phalanx coordinator"), "{answer}: {message}");
         thread.join().unwrap();
     }
+}
+
+/// A key opens what is closed without one, by flag and by variable, and is never shown.
+#[test]
+fn a_key_lets_in() {
+    const KEY: &str = "key-of-a-test-0123456789";
+    let server = Server::made(Made { keys: Some(KEY), ..Made::default() });
+    let url = server.url();
+    refuse(&["API key", "--api-key", "PHALANX_API_KEY"], &["status", "--cluster", &url]);
+    let ask = ["generate", "--cluster", &url, "--prompt", "sort 7315=", "--max-tokens", "3"];
+    let expected = stdout(&["generate", "--prompt", "sort 7315=", "--max-tokens", "3"]);
+    let wrong = refuse(&["not known here"], &[&ask[..], &["--api-key", "another-key-0123456789"]].concat());
+    assert!(!shown(&wrong).contains("another-key"));
+    assert_eq!(stdout(&[&ask[..], &["--api-key", KEY]].concat()), expected);
+    let output = command(&ask).env("PHALANX_API_KEY", KEY).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{}", shown(&output));
+    let help = command(&["status", "--help"]).env("PHALANX_API_KEY", KEY).output().unwrap();
+    assert!(!shown(&help).contains(KEY));
+}
+
+/// A server whose certificate is vouched for is spoken with over TLS, and no other.
+#[test]
+fn a_server_is_believed_by_its_authority() {
+    let folder = Scratch::new("remote-tls");
+    certify(folder.path());
+    let file = |name: &str| folder.path().join(name);
+    let tls = coordinator::api::server_config(&file("cert.pem"), &file("key.pem")).unwrap();
+    let server = Server::made(Made { tls: Some(tls), ..Made::default() });
+    let port = server.address().port();
+    let (url, plain) = (format!("https://localhost:{port}"), format!("http://localhost:{port}"));
+    let ca = file("ca.pem").display().to_string();
+    let ask = ["generate", "--cluster", &url, "--prompt", "sort 7315=", "--max-tokens", "3"];
+    let expected = stdout(&["generate", "--prompt", "sort 7315=", "--max-tokens", "3"]);
+    assert_eq!(stdout(&[&ask[..], &["--http-ca", &ca]].concat()), expected);
+    refuse(&["--http-ca"], &ask);
+    refuse(&["over TLS"], &["status", "--cluster", &format!("https://127.0.0.1:{port}"), "--http-ca", &ca]);
+    refuse(&["give a file in PEM"], &["status", "--cluster", &url, "--http-ca", "Cargo.toml"]);
+    refuse(&["http://localhost"], &["status", "--cluster", &plain]);
 }
 
 /// Half an answer is not an answer: what came is shown, and the exit code says that it is not all.

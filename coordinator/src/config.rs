@@ -41,9 +41,22 @@ pub struct Config {
     #[arg(long, value_name = "ADDRESS", env = "PHALANX_COORDINATOR_HTTP")]
     pub http: Option<SocketAddr>,
 
-    /// Let --http be an address that other machines reach. There are no API keys yet.
+    /// Let --http be an address that other machines reach, without API keys: whoever reaches it may use the model.
     #[arg(long, env = "PHALANX_COORDINATOR_HTTP_OPEN")]
     pub http_open: bool,
+
+    /// File of API keys: one on a line, and behind it, if wanted, name=NAME, requests=N under way at once, and
+    /// tokens-per-minute=N. Without it everybody may ask.
+    #[arg(long, value_name = "FILE", env = "PHALANX_COORDINATOR_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
+
+    /// The certificate that clients are shown, in PEM, followed by those that vouch for it: --http then speaks https.
+    #[arg(long, value_name = "FILE", env = "PHALANX_COORDINATOR_HTTP_CERT")]
+    pub http_cert: Option<PathBuf>,
+
+    /// The key of --http-cert, in PEM.
+    #[arg(long, value_name = "FILE", env = "PHALANX_COORDINATOR_HTTP_KEY")]
+    pub http_key: Option<PathBuf>,
 
     /// Where nodes come: HOST:PORT or tcp:HOST:PORT, quic:HOST:PORT, shm:PATH. Can be given several times.
     #[arg(long, value_name = "ADDRESS", env = "PHALANX_COORDINATOR_NODES", value_delimiter = ',')]
@@ -286,6 +299,9 @@ impl Settings for Config {
             model: self.model.or(below.model),
             http: self.http.or(below.http),
             http_open: self.http_open || below.http_open,
+            api_key_file: self.api_key_file.or(below.api_key_file),
+            http_cert: self.http_cert.or(below.http_cert),
+            http_key: self.http_key.or(below.http_key),
             nodes: if self.nodes.is_empty() { below.nodes } else { self.nodes },
             policy: self.policy.or(below.policy),
             shards: self.shards.or(below.shards),

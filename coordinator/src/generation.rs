@@ -5,13 +5,16 @@
 //! logits, history, seed and position alone, an answer can be taken up again anywhere from its prompt and
 //! the tokens so far.
 
-use model::sampler::{self, Logprobs, Sampling, SamplingError};
+use model::sampler::{Logprobs, Sampling};
 use model::text::{StopStream, TextStream};
+
+use crate::choice::{self, ChoiceError, Chosen, History};
+use crate::grammar::{Grammar, Guide};
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended it, or a stop string came.
+    /// The model ended it, a stop string came, or the form that it keeps to is complete.
     Stop,
     /// It has as many tokens as it may, or as there is room for.
     Length,
@@ -43,6 +46,8 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// Report the experts that computed each token.
     pub experts: bool,
+    /// The form that the answer keeps to.
+    pub grammar: Option<Grammar>,
 }
 
 /// A token of the answer, and what the model thought of it.
@@ -73,6 +78,8 @@ pub struct Generation {
     text: Option<TextStream>,
     stop: StopStream,
     finish: Option<FinishReason>,
+    /// Of an answer that keeps to a form, once it chooses its own tokens.
+    guide: Option<Guide>,
 }
 
 impl Generation {
@@ -80,7 +87,7 @@ impl Generation {
     pub fn new(request: Request, text: Option<TextStream>, stop: StopStream) -> Self {
         assert!(!request.prompt.is_empty(), "a prompt has at least one token");
         assert!(request.tokens_max > 0, "an answer may have at least one token");
-        Self { request, tokens: Vec::new(), text, stop, finish: None }
+        Self { request, tokens: Vec::new(), text, stop, finish: None, guide: None }
     }
 
     /// What is to be computed next: the prompt, then the last token. Nothing once it has ended.
@@ -93,12 +100,24 @@ impl Generation {
     }
 
     /// Takes the logits that follow the tokens last asked for.
-    pub fn handle_logits(&mut self, logits: &[f32]) -> Result<Step, SamplingError> {
-        let Request { prompt, sampling, logprobs, .. } = &self.request;
-        let position = (prompt.len() + self.tokens.len()) as u64;
-        let id = sampler::choose(logits, prompt, &self.tokens, sampling, position)?.token;
-        let logprobs = logprobs.map(|count| sampler::logprobs(logits, id, count)).transpose()?;
-        Ok(self.handle_token(id, logprobs))
+    pub fn handle_logits(&mut self, logits: &[f32]) -> Result<Step, ChoiceError> {
+        let Self { request: Request { prompt, sampling, logprobs, grammar, .. }, tokens, guide, .. } = self;
+        if let (Some(grammar), None) = (grammar, &guide) {
+            *guide = Some(Guide::new(grammar, tokens));
+        }
+        let history = History { prompt, tokens, sampling, logprobs: *logprobs };
+        let chosen = choice::choose(guide.as_mut(), logits, history)?;
+        Ok(self.handle_choice(chosen))
+    }
+
+    /// Takes what was chosen after the tokens last asked for.
+    pub fn handle_choice(&mut self, Chosen { id, logprobs, is_last }: Chosen) -> Step {
+        let mut step = self.handle_token(id, logprobs);
+        // What was held back for a token that does not come is text.
+        if is_last && self.finish.replace(FinishReason::Stop).is_none() {
+            step.text += &self.flush();
+        }
+        step
     }
 
     /// Takes the token that was chosen after the tokens last asked for.
@@ -176,6 +195,7 @@ mod tests {
             end_ids: vec![257],
             logprobs: Some(1),
             experts: false,
+            grammar: None,
         };
         let stops = stops.iter().map(|s| s.to_string()).collect();
         Generation::new(request, Some(tokenizer.stream(true)), StopStream::new(stops).expect("few"))

@@ -6,10 +6,12 @@
 
 pub mod api;
 pub mod assemble;
+pub mod choice;
 pub mod config;
 pub mod control;
 pub mod data;
 pub mod generation;
+pub mod grammar;
 pub mod placement;
 pub mod program;
 pub mod start;

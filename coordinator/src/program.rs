@@ -2,8 +2,10 @@
 //!
 //! A shell, for `phalanx-coordinator` and `phalanx serve`.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use model::kernel::{Admission, KernelError, Kernels, NumericClass};
 use model::load::{self, LoadError, Opened, Progress, Request};
@@ -18,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use transport::security::{Authority, Credentials, SecurityError, Tls};
 
-use crate::api::{self, App, Exposed};
+use crate::api::{self, App, Exposed, Keys, TlsError};
 use crate::assemble::{AssembleError, Assembly, Served};
 use crate::config::Config;
 use crate::start::Coordinator;
@@ -96,6 +98,20 @@ pub enum ProgramError {
     /// An address that others reach.
     #[error(transparent)]
     Exposed(#[from] Exposed),
+    /// Keys of clients.
+    #[error("--api-key-file {file}: {why}")]
+    Keys {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A certificate for clients.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A half of it.
+    #[error("--http-cert and --http-key belong together; give both, or neither")]
+    HalfTls,
     /// An address that is taken.
     #[error("--http {address}: {why}; is another server there? give another address")]
     Http {
@@ -199,9 +215,27 @@ impl Config {
         })
     }
 
-    /// Refuses an address for clients that others reach and that nobody has allowed.
-    pub fn check_http(&self) -> Result<(), ProgramError> {
-        Ok(api::check_address(self.http(), self.http_open, "--http-open")?)
+    /// Who may ask, and over what. An address that others reach is refused unless there are keys, or somebody has allowed
+    /// it; what is open there is warned of.
+    pub fn entrance(&self) -> Result<Entrance, ProgramError> {
+        let address = self.http();
+        let keys = self.api_key_file.as_deref().map(read_keys).transpose()?;
+        api::check_address(address, self.http_open || keys.is_some(), "--http-open")?;
+        let tls = match (&self.http_cert, &self.http_key) {
+            (Some(cert), Some(key)) => Some(api::server_config(cert, key)?),
+            (None, None) => None,
+            _ => return Err(ProgramError::HalfTls),
+        };
+        if !api::is_local(address) && keys.is_none() {
+            tracing::warn!(%address, "whoever reaches this address may use the model; give keys with --api-key-file");
+        }
+        if !api::is_local(address) && tls.is_none() {
+            tracing::warn!(
+                %address,
+                "what clients send here can be read and changed on the way, keys too; give a certificate with --http-cert"
+            );
+        }
+        Ok(Entrance { keys, tls })
     }
 
     /// Listens for clients.
@@ -211,10 +245,48 @@ impl Config {
     }
 }
 
+/// How clients come in.
+#[derive(Debug, Default)]
+pub struct Entrance {
+    keys: Option<Keys>,
+    tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+impl Entrance {
+    /// How its URLs begin.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// Whether a client needs a key.
+    pub fn wants_key(&self) -> bool {
+        self.keys.is_some()
+    }
+}
+
+/// Reads a file of keys, which nobody else should.
+fn read_keys(file: &Path) -> Result<Keys, ProgramError> {
+    let wrong = |why: String| ProgramError::Keys { file: file.display().to_string(), why };
+    let text = std::fs::read_to_string(file).map_err(|why| wrong(why.to_string()))?;
+    let keys = Keys::read(&text, Instant::now()).map_err(|why| wrong(why.to_string()))?;
+    let mode = std::fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode());
+    if api::is_shown(mode) {
+        tracing::warn!(file = %file.display(), "others may read this file of keys; say chmod 600");
+    }
+    Ok(keys)
+}
+
 /// Answers clients until somebody wants the program to end, then lets answers under way end. Asked once more it cuts
 /// them. Links are left as they are.
-pub async fn answer(http: TcpListener, coordinator: &Coordinator, served: api::Served, mut signals: Signals) {
+pub async fn answer(
+    http: TcpListener,
+    entrance: Entrance,
+    coordinator: &Coordinator,
+    served: api::Served,
+    mut signals: Signals,
+) {
     let app = App::new(Arc::new(coordinator.clone()), served, api::Limits::default());
+    let app = app.with_keys(entrance.keys).with_tls(entrance.tls);
     let mut first = signals.clone();
     let stop = async {
         first.wait(1).await;

@@ -92,6 +92,47 @@ fn a_stream_put_together_is_the_plain_answer() {
     assert!(reasons.contains(&"stop".into()) && reasons.contains(&"length".into()), "{reasons:?}");
 }
 
+/// Each prompt of a list has the answers that it has alone, one after the other, whole and streamed, behind its text if that
+/// is asked for.
+#[test]
+fn listed_prompts_are_requests_of_their_own() {
+    let server = Server::start();
+    let prompts = ["rev abcde=", "sort 7315=", "é="];
+    let common = json!({"temperature": 3, "seed": 5, "max_tokens": 25, "ignore_eos": true, "n": 2});
+    let ask = |more: Value| {
+        let mut body = common.clone();
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        completion(&server, &body)
+    };
+    let texts = |found: &Value| -> Vec<String> {
+        let choices = found["choices"].as_array().unwrap();
+        assert!(choices.iter().enumerate().all(|(index, choice)| choice["index"] == index));
+        choices.iter().map(|choice| choice["text"].as_str().unwrap().to_owned()).collect()
+    };
+    let alone: Vec<Value> = prompts.iter().map(|prompt| ask(json!({"prompt": prompt})).json()).collect();
+    let expected: Vec<String> = alone.iter().flat_map(texts).collect();
+    let found = ask(json!({"prompt": prompts})).json();
+    assert_eq!(texts(&found), expected);
+    let sum = |name: &str| alone.iter().map(|one| one["usage"][name].as_u64().unwrap()).sum::<u64>();
+    for name in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+        assert_eq!(found["usage"][name], sum(name), "{name}");
+    }
+    let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| server::encode(prompt)).collect();
+    assert_eq!(texts(&ask(json!({"prompt": ids})).json()), expected);
+    let behind: Vec<String> =
+        expected.iter().enumerate().map(|(index, text)| format!("{}{text}", prompts[index / 2])).collect();
+    for prompt in [json!(prompts), json!(ids)] {
+        assert_eq!(texts(&ask(json!({"prompt": prompt, "echo": true})).json()), behind);
+        let (chunks, end) = ask(json!({"prompt": prompt, "echo": true, "stream": true})).chunks();
+        let mut streamed = vec![String::new(); 6];
+        for chunk in &chunks {
+            let choice = &chunk["choices"][0];
+            streamed[choice["index"].as_u64().unwrap() as usize] += choice["text"].as_str().unwrap();
+        }
+        assert_eq!((streamed, end.as_str()), (behind.clone(), "[DONE]"));
+    }
+}
+
 /// Whoever names no seed gets another answer each time, and can have it again.
 #[test]
 fn an_answer_can_be_had_again_by_its_seed() {
@@ -149,7 +190,9 @@ fn refusals_have_status_and_shape() {
         (with("top_p", json!(7)), 400, "top_p is 7"),
         (with("logit_bias", json!({"4000": 1})), 400, "vocabulary"),
         (with("n", json!(33)), 400, "`n`"),
-        (with("echo", json!(true)), 400, "`echo`"),
+        (with("prompt", json!(["x", ""])), 400, "`prompt[1]` is empty"),
+        (with("prompt", json!(["x", "x".repeat(600)])), 400, "context"),
+        (with("echo", json!(7)), 400, "`echo`"),
         (with("tools", json!([])), 400, "`tools`"),
         (with("phalanx", json!({"on_missing": "drop"})), 400, "exact"),
         (with("model", json!("gpt-4")), 404, "`demo`"),

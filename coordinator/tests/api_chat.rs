@@ -192,12 +192,12 @@ fn refusals_of_chats_have_status_and_shape() {
         (with("messages", user(&"x".repeat(100_000))), 400, "context_length_exceeded", json!("messages")),
         (with("model", json!("gpt-4")), 404, "model_not_found", json!("model")),
         (with("prompt", json!("x")), 400, "unsupported_parameter", json!("prompt")),
-        (with("tools", json!([{}])), 400, "unsupported_parameter", json!("tools")),
+        (with("tools", json!([{}])), 400, "invalid_value", json!("tools[0].type")),
         (
-            with("response_format", json!({"type": "json_object"})),
+            with("response_format", json!({"type": "json_schema", "json_schema": {"schema": {"not": {}}}})),
             400,
-            "unsupported_parameter",
-            json!("response_format"),
+            "invalid_value",
+            json!("response_format.json_schema.schema"),
         ),
         (with("max_completion_tokens", json!("1")), 400, "invalid_value", json!("max_completion_tokens")),
     ] {

@@ -43,6 +43,13 @@ fn bad_settings_are_refused_in_words() {
             "--insecure-anywhere says how far",
         ),
         (&["--model", demo, "--http", "0.0.0.0:0"], "--http-open"),
+        (&["--model", demo, "--api-key-file", missing], "--api-key-file"),
+        (&["--model", demo, "--api-key-file", file], "line 1: a key is 16 to 256 letters"),
+        (&["--model", demo, "--http-cert", file], "--http-cert and --http-key belong together"),
+        (
+            &["--model", demo, "--http-cert", file, "--http-key", file],
+            "it has no certificate; give a file in PEM",
+        ),
         (&["--config", file], "unknown field `node`"),
         (&["--config", missing], "give a file of settings"),
         (&with(&["--policy", "best"]), "`best` is none of auto, reference"),
@@ -64,7 +71,9 @@ fn bad_settings_are_refused_in_words() {
     let output = command.env("PHALANX_COORDINATOR_NODE", "3").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
-        said.contains("PHALANX_COORDINATOR_NODE is unknown; these are known: PHALANX_COORDINATOR_AUTHORITY"),
+        said.contains(
+            "PHALANX_COORDINATOR_NODE is unknown; these are known: PHALANX_COORDINATOR_API_KEY_FILE"
+        ),
         "{said}"
     );
     std::fs::remove_dir_all(&folder).unwrap();

@@ -6,7 +6,7 @@
 //! are the `libm` crate's, in f64, so that every host gets the same bits.
 //!
 //! The order of the steps is that of the Hugging Face library, with the penalties of OpenAI's interface:
-//! bias, repetition penalty, presence and frequency penalty, temperature, top-k, top-p, min-p, draw. The
+//! bias, repetition penalty, presence and frequency penalty, mask, temperature, top-k, top-p, min-p, draw. The
 //! draw walks the candidates in falling probability, ties to the lower id. The vocabulary is never sorted
 //! as a whole: the likeliest few are gathered and sorted, and more only if the walk gets that far.
 
@@ -141,6 +141,37 @@ impl Sampling {
     }
 }
 
+/// The tokens that may be chosen: one bit for each, the lowest first. A token without a bit may not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mask(Vec<u32>);
+
+impl Mask {
+    /// A mask of words of 32 tokens each.
+    pub fn new(words: Vec<u32>) -> Mask {
+        Mask(words)
+    }
+
+    /// Whether this token may be chosen.
+    pub fn allows(&self, token: u32) -> bool {
+        self.0.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+    }
+
+    /// Rules out all scores of tokens that may not be chosen.
+    fn rule_out(&self, scores: &mut [f64]) {
+        let words = self.0.iter().copied().chain(std::iter::repeat(0));
+        for (scores, word) in scores.chunks_mut(32).zip(words) {
+            if word == u32::MAX {
+                continue;
+            }
+            for (bit, score) in scores.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *score = f64::NEG_INFINITY;
+                }
+            }
+        }
+    }
+}
+
 /// A token that was chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Choice {
@@ -161,7 +192,23 @@ pub fn choose(
     sampling: &Sampling,
     position: u64,
 ) -> Result<Choice, SamplingError> {
-    let scores = scores(logits, prompt, generated, &sampling.0)?;
+    choose_among(None, logits, prompt, generated, sampling, position)
+}
+
+/// The same, of the tokens that `allowed` leaves. The mask comes after bias and penalties and before all cuts, so that
+/// top-k and top-p count tokens that may be chosen.
+pub fn choose_among(
+    allowed: Option<&Mask>,
+    logits: &[f32],
+    prompt: &[u32],
+    generated: &[u32],
+    sampling: &Sampling,
+    position: u64,
+) -> Result<Choice, SamplingError> {
+    let mut scores = scores(logits, prompt, generated, &sampling.0)?;
+    if let Some(mask) = allowed {
+        mask.rule_out(&mut scores);
+    }
     if sampling.0.temperature == 0.0 {
         return Ok(Choice { token: likeliest(&scores)?.0, logprob: 0.0 });
     }
@@ -534,6 +581,33 @@ mod tests {
             let choice = choose(&logits, &[], &[], &plain, position).unwrap();
             assert_eq!(choice.token, naive.unwrap().0);
         }
+    }
+
+    /// A mask leaves the choice that there would be if the other tokens did not exist, whatever else is asked for.
+    #[test]
+    fn a_masked_choice_is_that_of_fewer_tokens() {
+        let logits: Vec<f32> = (0..70u32).map(|i| ((i * 7919) % 97) as f32 / 9.0).collect();
+        let kept = |token: u32| token % 3 == 1 && token < 64;
+        let mask = Mask::new(
+            (0..2).map(|word| (0..32).map(|bit| u32::from(kept(word * 32 + bit)) << bit).sum()).collect(),
+        );
+        let mut few = logits.clone();
+        for (token, logit) in few.iter_mut().enumerate() {
+            assert_eq!(mask.allows(token as u32), kept(token as u32));
+            if !kept(token as u32) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        for position in 0..100 {
+            let sampling = sampling(|fields| {
+                (fields.top_k, fields.top_p, fields.min_p) = (7, 0.9, 0.01);
+                fields.temperature = f64::from(position as u32 % 4);
+            });
+            let masked = choose_among(Some(&mask), &logits, &[1], &[2, 4], &sampling, position).unwrap();
+            assert_eq!(masked, choose(&few, &[1], &[2, 4], &sampling, position).unwrap());
+        }
+        let nothing = choose_among(Some(&Mask::new(vec![])), &logits, &[], &[], &Sampling::greedy(), 0);
+        assert_eq!(nothing, Err(SamplingError::NothingLeft { count: 70 }));
     }
 
     /// Extremes of temperature must neither overflow nor leave nothing.

@@ -20,6 +20,7 @@ use self::cluster::{Processes, Settings};
 use self::plan::{Fault, Plan, longest_gap, usual_gap};
 use self::streams::{Heard, Known, listen};
 use crate::Failure;
+use crate::access::Access;
 use crate::answers::{plain, questions};
 use crate::arguments::ComputeArguments;
 use crate::bench::heard::quantile;
@@ -133,7 +134,7 @@ impl Chaos {
             folder,
         };
         let processes = Processes::start(settings)?;
-        let remote = Rc::new(Remote::new(&processes.url)?.quiet());
+        let remote = Rc::new(Remote::new(&processes.url, &Access::default())?.quiet());
         remote.wait_until_served(FORMING_MAX)?;
         let heard = Heard { news: vec![Vec::new(); self.streams as usize], ..Heard::default() };
         let heard = Rc::new(RefCell::new(heard));

@@ -1,6 +1,7 @@
-"""The official OpenAI client against a real `phalanx serve` with the demo model; `.ci/clients` runs it.
+"""The official OpenAI client against two real `phalanx serve` with the demo model; `.ci/clients` runs it.
 
-The demo model's answers are known, and what is compared otherwise is two ways to ask for one answer.
+The demo model's answers are known, and what is compared otherwise is two ways to ask for one answer. The second server wants
+a key, and its model has a chat template that shows tools: what it calls is right by its form and means nothing.
 """
 
 import json
@@ -10,12 +11,16 @@ import urllib.request
 
 import openai
 
-URL = sys.argv[1]
+URL, TOOLS_URL, KEY = sys.argv[1:]
 QUESTION = [{"role": "user", "content": "sort 7315="}]
 ANSWER = "1357;"
+# The demo model knows no JSON and likes white space: without it there is room for an answer.
+TIGHT = {"9": -100, "10": -100, "13": -100, "32": -100}
 
 client = openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0, timeout=60)
 MODEL = client.models.list().data[0].id
+caller = openai.OpenAI(base_url=f"{TOOLS_URL}/v1", api_key=KEY, max_retries=0, timeout=60)
+CALLER = caller.models.list().data[0].id
 
 
 def chat(**more):
@@ -109,11 +114,88 @@ def what_is_wrong_is_an_error_of_its_kind():
     refused(bad, "messages", "invalid_value", lambda: chat(messages=[]))
     refused(bad, "prompt", "context_length_exceeded", lambda: complete(prompt="x" * 600))
     refused(bad, "user", "unsupported_parameter", lambda: chat(user="me"))
-    json_object = {"type": "json_object"}
-    refused(bad, "response_format", "unsupported_parameter", lambda: chat(response_format=json_object))
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}
+    refused(bad, "response_format.json_schema.schema", "invalid_value", lambda: chat(response_format=schema))
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     refused(bad, "tools", "unsupported_parameter", lambda: chat(tools=[tool]))
+    refused(bad, "echo", "unsupported_parameter", lambda: complete(echo=True, logprobs=1))
     refused(bad, "phalanx.colour", "unsupported_parameter", lambda: chat(extra_body={"phalanx": {"colour": 1}}))
+
+
+def prompts_may_be_listed_and_repeated():
+    prompts = ["rev abcde=", "sort 7315=", "add 1+2="]
+    alone = [complete(prompt=prompt, max_tokens=6).choices[0].text for prompt in prompts]
+    found = complete(prompt=prompts, max_tokens=6)
+    assert [choice.text for choice in found.choices] == alone, found
+    behind = [prompt + text for prompt, text in zip(prompts, alone)]
+    assert [choice.text for choice in complete(prompt=prompts, max_tokens=6, echo=True).choices] == behind
+    texts = ["", "", ""]
+    for chunk in complete(prompt=prompts, max_tokens=6, echo=True, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == behind, texts
+
+
+def answers_keep_to_their_schema():
+    schema = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 12},
+            "sums": {"type": "array", "items": {"type": "integer", "maximum": 999}, "minItems": 1, "maxItems": 4},
+            "kind": {"anyOf": [{"type": "null"}, {"enum": ["sort", "rev", "add"]}]},
+        },
+        "required": ["name", "sums", "kind"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    for temperature in (0, 1, 5):
+        ask = dict(temperature=temperature, seed=3, max_tokens=400, response_format=wanted, logit_bias=TIGHT)
+        text = chat(**ask).choices[0].message.content
+        value = json.loads(text)
+        assert list(value) == ["name", "sums", "kind"] and len(value["name"]) <= 12, text
+        assert 1 <= len(value["sums"]) <= 4 and all(type(sum) is int and sum <= 999 for sum in value["sums"]), text
+        assert value["kind"] in (None, "sort", "rev", "add"), text
+        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chat(stream=True, **ask))
+        assert streamed == text, (streamed, text)
+    assert chat(response_format={"type": "text"}).choices[0].message.content == ANSWER
+    likely = dict(logit_bias={**TIGHT, "125": 50}, max_tokens=400)
+    assert isinstance(json.loads(chat(response_format={"type": "json_object"}, **likely).choices[0].message.content), dict)
+
+
+def tools_are_called():
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 8}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    }
+    tools = [{"type": "function", "function": {"name": "rain", "parameters": parameters}}]
+    ask = dict(model=CALLER, messages=QUESTION, tools=tools, temperature=2, seed=4, max_tokens=200, logit_bias=TIGHT)
+    named = {"type": "function", "function": {"name": "rain"}}
+    for choice in ("required", named):
+        found = caller.chat.completions.create(tool_choice=choice, parallel_tool_calls=False, **ask).choices[0]
+        (call,) = found.message.tool_calls
+        assert (found.finish_reason, found.message.content, call.function.name) == ("tool_calls", None, "rain"), found
+        arguments = json.loads(call.function.arguments)
+        assert len(arguments["city"]) <= 8 and 1 <= arguments["days"] <= 9, arguments
+        # The client's own way to put a stream together.
+        more = dict(tool_choice=choice, parallel_tool_calls=False, **ask)
+        with caller.chat.completions.stream(**more) as stream:
+            (streamed,) = stream.get_final_completion().choices[0].message.tool_calls
+        assert streamed.function.arguments == call.function.arguments, streamed
+    # What was called goes back as it came, with what it gave.
+    turns = [*QUESTION, found.message, {"role": "tool", "tool_call_id": call.id, "content": "wet"}]
+    again = caller.chat.completions.create(**{**ask, "messages": turns, "max_tokens": 2})
+    assert again.choices[0].finish_reason in ("stop", "length"), again
+    free = caller.chat.completions.create(**{**ask, "max_tokens": 9}).choices[0]
+    assert not free.message.tool_calls and free.message.content is not None, free
+
+
+def strangers_are_turned_away():
+    for key in ("none", KEY[:-1], KEY + "0"):
+        stranger = openai.OpenAI(base_url=f"{TOOLS_URL}/v1", api_key=key, max_retries=0, timeout=60)
+        refused(openai.AuthenticationError, None, "invalid_api_key", lambda: stranger.models.list())
+    with urllib.request.urlopen(f"{TOOLS_URL}/health", timeout=30) as response:
+        assert response.status == 200
 
 
 def a_stream_that_is_closed_is_cancelled():
@@ -136,6 +218,10 @@ for check in [
     logprobs_have_their_shapes,
     sampling_is_repeated_by_its_seed,
     a_stop_ends_before_itself,
+    prompts_may_be_listed_and_repeated,
+    answers_keep_to_their_schema,
+    tools_are_called,
+    strangers_are_turned_away,
     what_is_wrong_is_an_error_of_its_kind,
     a_stream_that_is_closed_is_cancelled,
 ]:

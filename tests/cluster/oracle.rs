@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coordinator::generation::{FinishReason, Generation, Request, Token};
+use coordinator::grammar::{Form, Grammar, Grammars};
 use model::experts::LocalExperts;
 use model::gate::Choices;
 use model::kernel::Kernels;
@@ -13,7 +14,7 @@ use model::load::{self, Opened, Progress};
 use model::plain::{Observe, Run, Unobserved, step};
 use model::pool::Pool;
 use model::sampler::{Sampling, SamplingFields};
-use model::text::StopStream;
+use model::text::{StopStream, Tokenizer};
 use model::trunk::{Trunk, Workspace};
 
 /// One model in this process.
@@ -25,6 +26,8 @@ pub(crate) struct Oracle {
     pool: Arc<Pool>,
     cache: KvCache,
     work: Workspace,
+    /// Every third request keeps to it.
+    grammar: Grammar,
 }
 
 pub(crate) fn repository() -> PathBuf {
@@ -51,6 +54,7 @@ impl Oracle {
             experts: LocalExperts::new(kernels, Arc::clone(&pool), loaded.experts),
             cache: KvCache::new(&opened.spec, kernels.class().row_type(), 64 << 20),
             work: Workspace::new(kernels),
+            grammar: grammar(dir, opened.spec.vocab),
             opened,
             config,
             pool,
@@ -111,8 +115,17 @@ impl Oracle {
             end_ids: Vec::new(),
             logprobs: Some(5),
             experts: seed.is_multiple_of(3),
+            grammar: (random.below(3) == 0).then(|| self.grammar.clone()),
         }
     }
+}
+
+/// A form with choices in it that ends nowhere.
+fn grammar(dir: &Path, vocab: usize) -> Grammar {
+    let schema = serde_json::json!({"type": "array", "minItems": 1000, "items": {"anyOf": [
+        {"type": "integer"}, {"type": "string"}, {"enum": ["one", "two"]}]}});
+    let grammars = Grammars::new(&Tokenizer::open(dir).unwrap(), vocab, &[]).unwrap();
+    grammars.compile(Form::Schema(schema)).unwrap()
 }
 
 /// In which step each expert of a layer is chosen first.

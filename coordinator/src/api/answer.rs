@@ -12,6 +12,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::resume::{EventId, Place, Stream, TokensSum};
+use super::said::{Call, CallFunction, CallIdentity, CallNews, News, Said, said};
+use super::tools::{Format, Part, Reader};
 use crate::generation::{FinishReason, Token};
 
 /// What is the same in every chunk of an answer.
@@ -71,6 +73,7 @@ pub(super) struct Answer {
     wanted: Wanted,
     seed: u64,
     prompt: Vec<u32>,
+    prompt_tokens: usize,
     is_begun: bool,
     tokens_count: usize,
     /// Tokens of the prompt that the first choice found computed.
@@ -81,6 +84,9 @@ pub(super) struct Answer {
     /// Which choice is the first of `tellings`.
     first_choice: usize,
     tellings: Vec<Telling>,
+    /// How the model writes calls, and what their names begin from.
+    format: Option<Format>,
+    calls_seed: u64,
 }
 
 /// One choice of it.
@@ -88,6 +94,11 @@ pub(super) struct Answer {
 struct Telling {
     /// What has not been told yet.
     text: String,
+    reasoning: String,
+    calls: Vec<CallNews>,
+    calls_count: usize,
+    /// Tells these apart in what the model writes.
+    reader: Option<Reader>,
     tokens: Vec<Token>,
     is_begun: bool,
     finish: Option<FinishReason>,
@@ -112,6 +123,52 @@ struct Steps {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Astray;
 
+impl Telling {
+    fn take_parts(&mut self, parts: Vec<Part>) {
+        for part in parts {
+            match part {
+                Part::Content(text) => self.text += &text,
+                Part::Reasoning(text) => self.reasoning += &text,
+                Part::Call(name) => {
+                    let index = self.calls_count;
+                    self.calls_count += 1;
+                    self.calls.push(CallNews { index, name: Some(name), arguments: String::new() });
+                }
+                Part::Arguments(text) => {
+                    let index = self.calls_count.saturating_sub(1);
+                    match self.calls.last_mut() {
+                        Some(call) => call.arguments += &text,
+                        None => self.calls.push(CallNews { index, name: None, arguments: text }),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next token's text begins where this one's ends.
+    fn pass_over(&mut self, id: u32) {
+        let piece = self.pieces.as_mut().map(|pieces| pieces.push(id)).unwrap_or_default();
+        self.offset += piece.chars().count();
+    }
+
+    /// A text that its client has: whoever tells calls from text reads it, and nothing is told.
+    fn read_over(&mut self, text: &str) {
+        let Some(reader) = &mut self.reader else { return };
+        let parts = reader.push(text);
+        self.take_parts(parts);
+        self.text.clear();
+        self.reasoning.clear();
+        self.calls.clear();
+    }
+
+    fn finish_reason(&self) -> Option<&'static str> {
+        match self.finish? {
+            FinishReason::Stop if self.calls_count > 0 => Some("tool_calls"),
+            reason => Some(reason.name()),
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Object<'a> {
     #[serde(flatten)]
@@ -130,30 +187,6 @@ struct Choice {
     said: Said,
     logprobs: Option<LogprobsObject>,
     finish_reason: Option<&'static str>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Said {
-    Text(String),
-    Message(Message),
-    Delta(Delta),
-}
-
-#[derive(Serialize)]
-struct Message {
-    role: &'static str,
-    content: String,
-    /// OpenAI's way to say that nothing was refused.
-    refusal: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Delta {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -241,6 +274,7 @@ impl Answer {
             form,
             wanted,
             seed,
+            prompt_tokens: prompt.len(),
             prompt,
             is_begun: false,
             tokens_count: 0,
@@ -249,7 +283,30 @@ impl Answer {
             stream: None,
             first_choice: 0,
             tellings,
+            format: None,
+            calls_seed: 0,
         }
+    }
+
+    /// So many tokens have all its prompts together, of which it knows the first.
+    pub(super) fn count_prompts(&mut self, tokens: usize) {
+        self.prompt_tokens = tokens;
+    }
+
+    /// Tokens of all its prompts.
+    pub(super) fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// The text of a choice begins with this.
+    pub(super) fn echo(&mut self, index: usize, prompt: &str) {
+        self.tellings[index].text += prompt;
+    }
+
+    /// Has calls and thoughts told apart from content; `calls` tells this answer's calls from those of others.
+    pub(super) fn read_with(&mut self, format: Option<Format>, calls: u64, reader: impl Fn() -> Reader) {
+        (self.format, self.calls_seed) = (format, calls);
+        self.tellings.iter_mut().for_each(|telling| telling.reader = Some(reader()));
     }
 
     /// The same with an id for each event.
@@ -272,10 +329,19 @@ impl Answer {
         self
     }
 
+    /// A text that came with tokens of the client's own.
+    pub(super) fn read_over(&mut self, text: &str) {
+        self.tellings[0].read_over(text);
+    }
+
     /// What is told of a choice of which nothing is left to compute: its end, if there is a reason for it, and that of the stream.
     pub(super) fn write_rest(&mut self, reason: Option<FinishReason>) -> Vec<u8> {
         let mut out = Vec::new();
-        self.tellings[0].finish = reason;
+        let telling = &mut self.tellings[0];
+        telling.finish = reason;
+        if let Some(parts) = telling.reader.as_mut().map(Reader::finish) {
+            telling.take_parts(parts);
+        }
         match reason {
             Some(_) => self.write_chunk(0, &mut out),
             None => {
@@ -296,10 +362,14 @@ impl Answer {
             if (tokens_count, is_flushed) <= (told.tokens_count, told.is_flushed) {
                 let is_there = tokens_count == told.tokens_count;
                 token.iter().for_each(|token| telling.pass_over(token.id));
+                telling.read_over(text);
                 return if is_there && tokens != told.tokens { Err(Astray) } else { Ok(()) };
             }
         }
-        telling.text += text;
+        match telling.reader.as_mut().map(|reader| reader.push(text)) {
+            Some(parts) => telling.take_parts(parts),
+            None => telling.text += text,
+        }
         if self.wanted.token_ids || self.wanted.logprobs || !self.wanted.experts.is_empty() {
             telling.tokens.extend(token);
         }
@@ -330,6 +400,9 @@ impl Answer {
     pub(super) fn end(&mut self, index: usize, reason: FinishReason) -> Result<(), Astray> {
         let telling = &mut self.tellings[index];
         telling.finish = Some(reason);
+        if let Some(parts) = telling.reader.as_mut().map(Reader::finish) {
+            telling.take_parts(parts);
+        }
         match telling.told {
             Some(told) if telling.steps.tokens_count < told.tokens_count => Err(Astray),
             _ => Ok(()),
@@ -344,7 +417,8 @@ impl Answer {
     /// Whether there is something to tell of a choice.
     pub(super) fn has_news(&self, index: usize) -> bool {
         let telling = &self.tellings[index];
-        !telling.text.is_empty() || !telling.tokens.is_empty() || telling.finish.is_some()
+        let has_text = !telling.text.is_empty() || !telling.reasoning.is_empty() || !telling.calls.is_empty();
+        has_text || !telling.tokens.is_empty() || telling.finish.is_some()
     }
 
     /// Writes what has not been told of a choice as a chunk: one line of a stream and the empty line after it.
@@ -410,9 +484,23 @@ impl Answer {
         let mut choices = Vec::new();
         for index in indices {
             let telling = &mut self.tellings[index];
-            let (text, tokens) = (std::mem::take(&mut telling.text), std::mem::take(&mut telling.tokens));
-            let said = said(self.form, is_chunk, !std::mem::replace(&mut telling.is_begun, true), text);
-            let finish_reason = telling.finish.map(FinishReason::name);
+            let tokens = std::mem::take(&mut telling.tokens);
+            let calls = |call: CallNews| {
+                let id = || self.format.map(|format| format.call_id(self.calls_seed, index, call.index));
+                let id = id().filter(|_| call.name.is_some());
+                Call {
+                    index: is_chunk.then_some(call.index),
+                    identity: id.map(|id| CallIdentity { id, kind: "function" }),
+                    function: CallFunction { name: call.name, arguments: call.arguments },
+                }
+            };
+            let news = News {
+                text: std::mem::take(&mut telling.text),
+                reasoning: Some(std::mem::take(&mut telling.reasoning)).filter(|text| !text.is_empty()),
+                calls: std::mem::take(&mut telling.calls).into_iter().map(calls).collect(),
+            };
+            let said = said(self.form, is_chunk, !std::mem::replace(&mut telling.is_begun, true), news);
+            let finish_reason = telling.finish_reason();
             let logprobs = self.wanted.logprobs.then(|| self.logprobs(index, &tokens));
             choices.push(Choice { index: self.first_choice + index, said, logprobs, finish_reason });
             if experts {
@@ -433,7 +521,7 @@ impl Answer {
     }
 
     fn usage(&self) -> Usage {
-        let (prompt_tokens, completion_tokens) = (self.prompt.len(), self.tokens_count);
+        let (prompt_tokens, completion_tokens) = (self.prompt_tokens, self.tokens_count);
         let prompt_tokens_details = PromptDetails { cached_tokens: self.cached_count };
         let total_tokens = prompt_tokens + completion_tokens;
         Usage { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details }
@@ -495,27 +583,6 @@ impl Answer {
     fn spelling(&self, id: u32) -> String {
         let decoded = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.decode(&[id], false).ok());
         decoded.unwrap_or_else(|| format!("token_id:{id}"))
-    }
-}
-
-impl Telling {
-    /// The next token's text begins where this one's ends.
-    fn pass_over(&mut self, id: u32) {
-        let piece = self.pieces.as_mut().map(|pieces| pieces.push(id)).unwrap_or_default();
-        self.offset += piece.chars().count();
-    }
-}
-
-/// A text in its form. In a stream of a chat the first chunk of a choice says whose turn it is.
-fn said(form: Form, is_chunk: bool, is_first: bool, text: String) -> Said {
-    const ROLE: &str = "assistant";
-    match (form, is_chunk) {
-        (Form::Text, _) => Said::Text(text),
-        (Form::Chat, false) => Said::Message(Message { role: ROLE, content: text, refusal: None }),
-        (Form::Chat, true) => Said::Delta(Delta {
-            role: is_first.then_some(ROLE),
-            content: (is_first || !text.is_empty()).then_some(text),
-        }),
     }
 }
 

@@ -12,10 +12,12 @@ use model::text::{STOP_COUNT_MAX, StopStream};
 use super::answer::Form;
 use super::chat::Conversation;
 use super::fields::Fields;
-use super::prompt::Prompt;
+use super::form;
+use super::prompt::{CHOICES_TOTAL_MAX, Prompt};
 use super::refusal::{Refusal, quote};
 use super::resume::digest;
 use crate::data::request::Priority;
+use crate::grammar;
 
 /// Tokens of a completion where nobody says, as OpenAI has it; a chat may go on to the end of the context.
 const TOKENS_MAX: u64 = 16;
@@ -50,6 +52,7 @@ pub(super) const KNOWN_TEXT: &[&str] = &[
     "best_of",
     "echo",
     "suffix",
+    "response_format",
     "stream",
     "stream_options",
     "phalanx",
@@ -77,6 +80,7 @@ pub(super) const KNOWN_CHAT: &[&str] = &[
     "response_format",
     "tools",
     "tool_choice",
+    "parallel_tool_calls",
     "chat_template_kwargs",
     "stream",
     "stream_options",
@@ -90,13 +94,17 @@ pub(super) const KNOWN_PHALANX: &[&str] =
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Asked {
     pub(super) model: Option<String>,
-    pub(super) prompt: Prompt,
-    /// How many answers; the first is the answer of a request for one.
+    /// At least one; several are as many requests with one.
+    pub(super) prompts: Vec<Prompt>,
+    /// How many answers to each; the first is the answer of a request for one.
     pub(super) choices: usize,
+    /// The text of an answer begins with that of its prompt.
+    pub(super) echo: bool,
     pub(super) sampling: Sampling,
     pub(super) tokens_max: usize,
     pub(super) stop: Vec<String>,
     pub(super) logprobs: Option<usize>,
+    pub(super) form: Option<grammar::Form>,
     pub(super) ignore_eos: bool,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
@@ -123,35 +131,61 @@ impl Asked {
         let fields = Fields::read(utf8(body)?, "", known)?;
         refuse_unsupported(&fields)?;
         let choices = choices(&fields)?;
-        let (prompt, tokens_max, logprobs) = match form {
+        let (prompts, tokens_max, logprobs) = match form {
             Form::Text => {
                 let tokens_max = whole(&fields, "max_tokens", 1, u64::MAX)?.unwrap_or(TOKENS_MAX);
-                (prompt(&fields)?, tokens_max, whole(&fields, "logprobs", 0, LOGPROBS_MAX)?)
+                (Prompt::listed(&fields)?, tokens_max, whole(&fields, "logprobs", 0, LOGPROBS_MAX)?)
             }
             Form::Chat => {
                 let prompt = Prompt::Chat(Conversation::read(&fields)?);
-                (prompt, chat_tokens_max(&fields)?, chat_logprobs(&fields)?)
+                (vec![prompt], chat_tokens_max(&fields)?, chat_logprobs(&fields)?)
             }
         };
         let stop = stop(&fields)?;
+        let (wanted, ignore_eos) = (form::read(&fields)?, flag(&fields, "ignore_eos")?);
+        let total = prompts.len() * choices;
+        if total > CHOICES_TOTAL_MAX {
+            let message = format!(
+                "`prompt` has {} prompts and `n` is {choices}: {total} answers, at most {CHOICES_TOTAL_MAX} are taken",
+                prompts.len()
+            );
+            return Err(Refusal::value("prompt", message));
+        }
+        let echo = form == Form::Text && flag(&fields, "echo")?;
+        if echo && logprobs.is_some() {
+            let message = "`echo` with `logprobs` would tell those of the prompt, which are not computed; leave one of them \
+                           out";
+            return Err(Refusal::unsupported("echo", message));
+        }
+        let offer = match prompts.as_slice() {
+            [Prompt::Chat(conversation)] => conversation.offer(),
+            _ => None,
+        };
+        if ignore_eos && (wanted.is_some() || offer.is_some()) {
+            let message = "`ignore_eos` goes on after an answer has ended, and `response_format` or `tools` say where it \
+                           ends; leave one of them out";
+            return Err(Refusal::unsupported("ignore_eos", message));
+        }
         let (stream, include_usage) = stream(&fields)?;
         let Extensions { deadline, priority, return_token_ids, return_experts, tokens } =
             extensions(&fields)?;
         let of_one =
             [("phalanx.return_token_ids", return_token_ids), ("phalanx.return_experts", return_experts)];
-        if let Some((name, _)) = of_one.iter().find(|(_, wanted)| *wanted && choices > 1) {
-            let message = format!("`{name}` is for one answer, and `n` is {choices}; leave one of them out");
+        if let Some((name, _)) = of_one.iter().find(|(_, wanted)| *wanted && total > 1) {
+            let message = format!("`{name}` is for one answer, and {total} are asked for; leave it out");
             return Err(Refusal::unsupported(name, message));
         }
         Ok(Self {
             model: fields.take("model", "a string")?,
-            prompt,
+            prompts,
             choices,
+            echo,
             sampling: sampling(&fields, seed)?,
             tokens_max: tokens_max as usize,
             stop,
             logprobs: logprobs.map(|count| count as usize),
-            ignore_eos: flag(&fields, "ignore_eos")?,
+            form: wanted,
+            ignore_eos,
             stream,
             include_usage,
             deadline,
@@ -200,24 +234,10 @@ fn whole(fields: &Fields<'_>, name: &str, least: u64, most: u64) -> Result<Optio
 
 /// Parameters that OpenAI's clients may send, and of which only the value that asks for nothing can be taken.
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), Refusal> {
-    if flag(fields, "echo")? {
-        return Err(Refusal::unsupported("echo", "`echo` is not supported; the prompt is what was sent"));
-    }
     if fields.raw("suffix").is_some() {
         return Err(Refusal::unsupported("suffix", "`suffix` is not supported; leave it out"));
     }
-    let Some(format) = fields.raw("response_format") else { return Ok(()) };
-    let format = Fields::read(format, "response_format.", &["type", "json_schema"])?;
-    match format.take::<String>("type", "\"text\"")?.as_deref() {
-        Some("text") if format.raw("json_schema").is_none() => Ok(()),
-        kind => {
-            let message = format!(
-                "`response_format` of type \"{}\" is not supported yet, only \"text\"; ask for the form in words",
-                quote(kind.unwrap_or(""))
-            );
-            Err(Refusal::unsupported("response_format", message))
-        }
-    }
+    Ok(())
 }
 
 fn choices(fields: &Fields<'_>) -> Result<usize, Refusal> {
@@ -254,69 +274,6 @@ fn chat_logprobs(fields: &Fields<'_>) -> Result<Option<u64>, Refusal> {
         (false, Some(_)) => {
             Err(Refusal::value("top_logprobs", "`top_logprobs` needs `logprobs`: true; send it too"))
         }
-    }
-}
-
-/// A list of which only the first is taken.
-struct One<T> {
-    first: Option<T>,
-    is_several: bool,
-}
-
-impl<'de, T: serde::Deserialize<'de>> serde::Deserialize<'de> for One<T> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List<T>(std::marker::PhantomData<T>);
-        impl<'de, T: serde::Deserialize<'de>> serde::de::Visitor<'de> for List<T> {
-            type Value = One<T>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a list")
-            }
-
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<One<T>, A::Error> {
-                let first = list.next_element()?;
-                let mut is_several = false;
-                while list.next_element::<serde::de::IgnoredAny>()?.is_some() {
-                    is_several = true;
-                }
-                Ok(One { first, is_several })
-            }
-        }
-        deserializer.deserialize_seq(List(std::marker::PhantomData))
-    }
-}
-
-/// A text, ids, or a list of one of these.
-fn prompt(fields: &Fields<'_>) -> Result<Prompt, Refusal> {
-    const EXPECTED: &str = "a string or a list of token ids";
-    let Some(raw) = fields.raw("prompt") else {
-        return Err(Refusal::value("prompt", "`prompt` is missing: give a string or a list of token ids"));
-    };
-    // The first element says of what it is a list.
-    let inner = raw.strip_prefix('[').map(|list| list.trim_start().chars().next());
-    let listed = match inner {
-        None => return Ok(Prompt::text(fields.take("prompt", EXPECTED)?.unwrap_or_default())),
-        Some(Some('"')) => {
-            let One { first, is_several } = take::<One<String>>(fields)?;
-            One { first: first.map(Prompt::text), is_several }
-        }
-        Some(Some('[')) => {
-            let One { first, is_several } = take::<One<Vec<u32>>>(fields)?;
-            One { first: first.map(Prompt::Ids), is_several }
-        }
-        Some(_) => return take(fields).map(Prompt::Ids),
-    };
-    return match listed {
-        One { first: Some(prompt), is_several: false } => Ok(prompt),
-        One { is_several: true, .. } => Err(Refusal::unsupported(
-            "prompt",
-            "`prompt` is a list of several prompts; one prompt per request is taken, so send as many requests",
-        )),
-        One { first: None, .. } => Err(fields.wrong("prompt", EXPECTED)),
-    };
-
-    fn take<'a, T: serde::Deserialize<'a>>(fields: &Fields<'a>) -> Result<T, Refusal> {
-        fields.take("prompt", EXPECTED)?.ok_or_else(|| fields.wrong("prompt", EXPECTED))
     }
 }
 
@@ -438,13 +395,15 @@ mod tests {
             read(r#"{"prompt": "x", "n": 1, "best_of": 1, "echo": false, "suffix": null, "stop": null}"#);
         let expected = Asked {
             model: None,
-            prompt: Prompt::text("x".into()),
+            prompts: vec![Prompt::text("x".into())],
             choices: 1,
+            echo: false,
             sampling: Sampling::new(SamplingFields { temperature: 1.0, seed: 5, ..Default::default() })
                 .unwrap(),
             tokens_max: 16,
             stop: Vec::new(),
             logprobs: None,
+            form: None,
             ignore_eos: false,
             stream: false,
             include_usage: false,
@@ -485,12 +444,14 @@ mod tests {
         };
         let expected = Asked {
             model: Some("m".into()),
-            prompt: Prompt::Ids(vec![1, 2]),
+            prompts: vec![Prompt::Ids(vec![1, 2])],
             sampling: Sampling::new(sampling).unwrap(),
             choices: 1,
+            echo: false,
             tokens_max: 3,
             stop: vec!["a".into(), "b".into()],
             logprobs: Some(2),
+            form: None,
             ignore_eos: true,
             stream: true,
             include_usage: true,
@@ -505,18 +466,28 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_may_be_alone_in_a_list() {
-        let prompt = |json: &str| read(&format!("{{\"prompt\": {json}}}")).map(|asked| asked.prompt);
-        assert_eq!(prompt(r#"["x"]"#).unwrap(), Prompt::text("x".into()));
-        assert_eq!(prompt("[ [1, 2] ]").unwrap(), Prompt::Ids(vec![1, 2]));
-        assert_eq!(prompt("[]").unwrap(), Prompt::Ids(vec![]), "the model says that it is empty");
-        for several in [r#"["x", "y"]"#, "[[1], [2]]", r#"["x", 1]"#] {
-            let refusal = prompt(several).unwrap_err();
-            assert_eq!((refusal.param.as_deref(), refusal.code), (Some("prompt"), "unsupported_parameter"));
+    fn prompts_may_be_listed() {
+        let prompts = |json: &str| read(&format!("{{\"prompt\": {json}}}")).map(|asked| asked.prompts);
+        let text = |text: &str| Prompt::text(text.into());
+        assert_eq!(prompts(r#"["x"]"#).unwrap(), [text("x")]);
+        assert_eq!(prompts(r#"["x", "y"]"#).unwrap(), [text("x"), text("y")]);
+        assert_eq!(prompts("[ [1, 2], [3] ]").unwrap(), [Prompt::Ids(vec![1, 2]), Prompt::Ids(vec![3])]);
+        assert_eq!(prompts("[1, 2]").unwrap(), [Prompt::Ids(vec![1, 2])]);
+        assert_eq!(prompts("[]").unwrap(), [Prompt::Ids(vec![])], "the model says that it is empty");
+        for wrong in
+            ["1", "{}", "[-1]", "[1.5]", "[4294967296]", "[null]", "[[1], [\"x\"]]", "[\"x\", 1]", "[[1], 2]"]
+        {
+            assert_eq!(prompts(wrong).unwrap_err().param.as_deref(), Some("prompt"), "{wrong}");
         }
-        for wrong in ["1", "{}", "[-1]", "[1.5]", "[4294967296]", "[null]", "[[1], [\"x\"]"] {
-            assert!(prompt(wrong).is_err(), "{wrong}");
+        let many = |count: usize, n: usize| {
+            read(&format!("{{\"prompt\": [{}], \"n\": {n}}}", vec!["\"x\""; count].join(", ")))
+        };
+        assert_eq!(many(256, 1).unwrap().prompts.len(), 256);
+        for (count, n) in [(257, 1), (100_000, 1), (128, 3)] {
+            assert_eq!(many(count, n).unwrap_err().param.as_deref(), Some("prompt"));
         }
+        let ids = read(r#"{"prompt": ["x", "y"], "phalanx": {"return_token_ids": true}}"#).unwrap_err();
+        assert_eq!(ids.param.as_deref(), Some("phalanx.return_token_ids"));
     }
 
     /// Each of these must be refused, and name what is to be changed.
@@ -555,7 +526,7 @@ mod tests {
             ("messages", "[]"),
             ("top_logprobs", "1"),
             ("best_of", "3"),
-            ("echo", "true"),
+            ("echo", "1"),
             ("suffix", "\"x\""),
             ("stream", "\"yes\""),
             ("stream_options", "{}"),
@@ -587,6 +558,8 @@ mod tests {
             assert_eq!(refusal.status.as_u16(), 400);
         }
         assert!(read("{}").unwrap_err().message.contains("`prompt` is missing"));
+        let echo = read(r#"{"prompt": "x", "echo": true, "logprobs": 0}"#).unwrap_err();
+        assert_eq!(echo.param.as_deref(), Some("echo"));
         assert!(Asked::read(Form::Text, b"{\"prompt\": \"\xff\"}", 0).unwrap_err().message.contains("UTF-8"));
     }
 
@@ -611,7 +584,8 @@ mod tests {
             ("max_tokens", "\"max_tokens\": 0"),
             ("max_tokens", "\"max_tokens\": 1, \"max_completion_tokens\": 2"),
             ("max_completion_tokens", "\"max_completion_tokens\": -1"),
-            ("response_format", "\"response_format\": {\"type\": \"json_object\"}"),
+            ("response_format.type", "\"response_format\": {\"type\": \"xml\"}"),
+            ("ignore_eos", "\"ignore_eos\": true, \"response_format\": {\"type\": \"json_object\"}"),
             ("response_format", "\"response_format\": 1"),
             ("response_format.kind", "\"response_format\": {\"kind\": 1}"),
             ("best_of", "\"best_of\": 1"),

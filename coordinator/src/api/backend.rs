@@ -96,12 +96,13 @@ pub struct Served {
 
 impl Served {
     /// All that a stream of this prompt and these parameters depends on, but for its seed.
-    pub(super) fn same(&self, prompt: &[u32], parameters: [u8; 6]) -> Same {
-        let ids: Vec<u8> = prompt.iter().flat_map(|id| id.to_le_bytes()).collect();
+    pub(super) fn same(&self, prompts: &[Vec<u32>], parameters: [u8; 6]) -> Same {
+        let bytes = |prompt: &Vec<u32>| prompt.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
+        let ids: Vec<Vec<u8>> = prompts.iter().map(bytes).collect();
         Same {
             model: digest(&[self.name.as_bytes(), self.config_digest.to_string().as_bytes()]),
             numeric: digest(&[self.numeric_class.to_string().as_bytes(), &self.spec.shards.to_le_bytes()]),
-            prompt: digest(&[&ids]),
+            prompt: digest(&ids.iter().map(Vec::as_slice).collect::<Vec<_>>()),
             parameters,
         }
     }

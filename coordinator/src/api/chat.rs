@@ -8,6 +8,8 @@ use serde_json::{Map, Value};
 
 use super::fields::Fields;
 use super::refusal::{Refusal, quote};
+use super::tools::asked::Offer;
+use super::tools::{Format, thinks};
 use crate::texts::Texts;
 
 pub(super) const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
@@ -21,6 +23,8 @@ const BETWEEN_PARTS: &str = "\n";
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Conversation {
     messages: Vec<Value>,
+    /// What the model may call.
+    offer: Option<Offer>,
     /// What the client tells the template, such as `enable_thinking`.
     extra: Map<String, Value>,
 }
@@ -29,7 +33,7 @@ impl Conversation {
     /// Reads `messages` and what belongs to them.
     pub(super) fn read(fields: &Fields<'_>) -> Result<Self, Refusal> {
         const EXPECTED: &str = "a list of messages, objects with `role` and `content`";
-        refuse_tools(fields)?;
+        let offer = Offer::read(fields)?;
         let Some(mut messages) = fields.take::<Vec<Value>>("messages", EXPECTED)? else {
             return Err(Refusal::value("messages", format!("`messages` is missing: give {EXPECTED}")));
         };
@@ -42,13 +46,42 @@ impl Conversation {
             check_message(&place, message)?;
         }
         let extra = fields.take("chat_template_kwargs", "an object")?.unwrap_or_default();
-        Ok(Self { messages, extra })
+        Ok(Self { messages, offer, extra })
+    }
+
+    /// What the model may call.
+    pub(super) fn offer(&self) -> Option<&Offer> {
+        self.offer.as_ref()
     }
 
     /// About how much work it is to make it ids.
     pub(super) fn bytes(&self) -> usize {
         let text = |message: &Value| message["content"].as_str().map_or(0, str::len);
-        self.messages.iter().map(|message| text(message) + 64).sum()
+        let tools = self.offer.as_ref().map_or(0, |offer| 256 * offer.tools.len());
+        self.messages.iter().map(|message| text(message) + 64).sum::<usize>() + tools
+    }
+
+    /// How the model writes what is no plain text.
+    pub(super) fn manner(&self, texts: &Texts) -> Result<Manner, Refusal> {
+        let Some(template) = &texts.chat else { return Ok(Manner::default()) };
+        let source = template.source(self.offer.is_some());
+        let format = Format::of(&source);
+        let is_harmony = format == Some(Format::Harmony);
+        if self.offer.is_some() {
+            if !template.shows_tools() {
+                let message =
+                    "the model's chat template shows no tools, so it cannot call any; leave `tools` out";
+                return Err(Refusal::unsupported("tools", message));
+            }
+            if format.is_none() {
+                let message = "calls cannot be told from text in the form that the model's chat template asks for; leave \
+                               `tools` out";
+                return Err(Refusal::unsupported("tools", message));
+            }
+        }
+        // Without tools only channels are told apart.
+        let format = format.filter(|_| self.offer.is_some() || is_harmony);
+        Ok(Manner { format, thinks: thinks(&source) && !is_harmony })
     }
 
     /// The prompt, which brings its special tokens with it.
@@ -58,25 +91,31 @@ impl Conversation {
                            /v1/completions";
             return Err(Refusal::unsupported("messages", message));
         };
-        let input = ChatInput { extra: Some(&self.extra), ..ChatInput::new(&self.messages, now) };
+        let tools = self.offer.as_ref().map(|offer| offer.tools.as_slice());
+        let wants_text = Format::of(&template.source(tools.is_some())).is_some_and(Format::wants_text);
+        let messages = if wants_text { with_text(&self.messages) } else { self.messages.clone() };
+        let input = ChatInput { extra: Some(&self.extra), tools, ..ChatInput::new(&messages, now) };
         template.render(&input).map_err(|error| Refusal::value("messages", error.to_string()))
     }
 }
 
-/// Tools are written by models in a form of each one's own, and an answer that holds a call as text would be no answer.
-fn refuse_tools(fields: &Fields<'_>) -> Result<(), Refusal> {
-    if fields.take::<Vec<Value>>("tools", "a list")?.is_some_and(|tools| !tools.is_empty()) {
-        let message =
-            "`tools` is not supported yet: calls are not told from text; describe them in a message";
-        return Err(Refusal::unsupported("tools", message));
+/// How a model writes what is no plain text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Manner {
+    /// Calls, or channels.
+    pub(super) format: Option<Format>,
+    /// It thinks between tags before it answers.
+    pub(super) thinks: bool,
+}
+
+/// Messages with the arguments of calls as text.
+fn with_text(messages: &[Value]) -> Vec<Value> {
+    let mut messages = messages.to_vec();
+    let calls = messages.iter_mut().filter_map(|message| message.get_mut("tool_calls")?.as_array_mut());
+    for arguments in calls.flatten().filter_map(|call| call.pointer_mut("/function/arguments")) {
+        *arguments = arguments.to_string().into();
     }
-    match fields.raw("tool_choice") {
-        None | Some("\"none\"" | "\"auto\"") => Ok(()),
-        Some(_) => {
-            let message = "`tool_choice` names a tool, and `tools` is not supported yet; leave it out";
-            Err(Refusal::unsupported("tool_choice", message))
-        }
-    }
+    messages
 }
 
 fn wrong(place: &str, expected: &str) -> Refusal {
@@ -160,7 +199,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const KNOWN: &[&str] = &["messages", "tools", "tool_choice", "chat_template_kwargs"];
+    const KNOWN: &[&str] =
+        &["messages", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"];
 
     fn read(body: Value) -> Result<Conversation, Refusal> {
         Conversation::read(&Fields::read(&body.to_string(), "", KNOWN)?)
@@ -230,7 +270,7 @@ mod tests {
                 json!({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "x"}}]}]}),
                 "messages[0].tool_calls",
             ),
-            (with("tools", json!([{"type": "function"}])), "tools"),
+            (with("tools", json!([{"type": "function"}])), "tools[0].function"),
             (with("tools", json!(1)), "tools"),
             (with("tool_choice", json!("required")), "tool_choice"),
             (with("chat_template_kwargs", json!([])), "chat_template_kwargs"),
@@ -239,6 +279,39 @@ mod tests {
             assert_eq!(refusal.param.as_deref(), Some(param), "{body}: {}", refusal.message);
             assert_eq!(refusal.status.as_u16(), 400);
         }
+    }
+
+    /// A template that has no place for tools would drop them without a word, and calls in a form that nobody knows would
+    /// be told as text.
+    #[test]
+    fn tools_need_a_template_that_shows_them() {
+        let tool = json!({"type": "function", "function": {"name": "rain"}});
+        let body = json!({"messages": [{"role": "user", "content": "x"}], "tools": [tool]});
+        let manner = |template: &str, body: &Value| read(body.clone()).unwrap().manner(&texts(template));
+        let hermes = "{{ tools | tojson }}{{ messages[0].content }}<tool_call><think>";
+        let found = Manner { format: Some(Format::Hermes), thinks: true };
+        assert_eq!(manner(hermes, &body).unwrap(), found);
+        assert!(
+            render(hermes, body.clone())
+                .starts_with("[{\"type\": \"function\", \"function\": {\"name\": \"rain\"}}]x")
+        );
+        for template in ["{{ messages[0].tool_calls }}<tool_call>", "{{ tools }}"] {
+            let refusal = manner(template, &body).unwrap_err();
+            assert_eq!((refusal.param.as_deref(), refusal.code), (Some("tools"), "unsupported_parameter"));
+        }
+        let mut none = body.clone();
+        none["tool_choice"] = json!("none");
+        assert_eq!(manner(hermes, &none).unwrap(), Manner { format: None, thinks: true });
+    }
+
+    /// Some templates put arguments between their own words, as the text that a model wrote.
+    #[test]
+    fn arguments_are_text_where_a_template_wants_them_so() {
+        let template = "<｜tool▁calls▁begin｜>{% for m in messages %}{% for c in m.tool_calls %}\
+                        {{ 'args ' + c.function.arguments }}{% endfor %}{% endfor %}";
+        let call = json!({"function": {"name": "rain", "arguments": "{\"city\": \"Bern\"}"}});
+        let body = json!({"messages": [{"role": "assistant", "tool_calls": [call]}]});
+        assert_eq!(render(template, body), "<｜tool▁calls▁begin｜>args {\"city\":\"Bern\"}");
     }
 
     #[test]

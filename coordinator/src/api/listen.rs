@@ -14,9 +14,11 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use super::paced::Paced;
 use super::routes::{App, router};
@@ -63,8 +65,8 @@ impl Default for Limits {
 /// An address that others can reach, while nobody is asked who he is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{address} can be reached from other machines, and whoever reaches it may use the model: there are no API keys \
-     yet; listen on 127.0.0.1, or say {flag} if the network is yours alone"
+    "{address} can be reached from other machines, and whoever reaches it may use the model; give keys with \
+     --api-key-file, listen on 127.0.0.1, or say {flag} if the network is yours alone"
 )]
 pub struct Exposed {
     /// The address.
@@ -73,9 +75,14 @@ pub struct Exposed {
     pub flag: &'static str,
 }
 
-/// Refuses an address beyond this machine, unless it is allowed by `flag`.
+/// Whether only this machine reaches an address.
+pub fn is_local(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+/// Refuses an address beyond this machine, unless it is allowed, by keys or by `flag`.
 pub fn check_address(address: SocketAddr, is_allowed: bool, flag: &'static str) -> Result<(), Exposed> {
-    match address.ip().to_canonical().is_loopback() || is_allowed {
+    match is_local(address) || is_allowed {
         true => Ok(()),
         false => Err(Exposed { address, flag }),
     }
@@ -86,6 +93,7 @@ pub fn check_address(address: SocketAddr, is_allowed: bool, flag: &'static str) 
 /// Best in a runtime of its own: reading bodies and making text ids should not share a thread with the data plane.
 pub async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Output = ()>) {
     let limits = *app.limits();
+    let tls = app.tls().cloned().map(TlsAcceptor::from);
     let router = router(app);
     let (stopping, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
@@ -101,10 +109,18 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Outpu
             accepted = listener.accept() => accepted,
         };
         match accepted {
+            // Over TLS it would take a handshake to say so.
+            Ok((stream, _)) if connections.len() >= limits.connections_max && tls.is_some() => drop(stream),
             Ok((stream, _)) if connections.len() >= limits.connections_max => turn_away(stream),
             Ok((stream, _)) => {
                 let service = TowerToHyperService::new(router.clone());
-                connections.spawn(connection(stream, service, limits, stopped.clone()));
+                // Tokens are small, and each should go at once.
+                let _ = stream.set_nodelay(true);
+                let stopped = stopped.clone();
+                match tls.clone() {
+                    None => connections.spawn(connection(stream, service, limits, stopped)),
+                    Some(tls) => connections.spawn(tls_connection(tls, stream, service, limits, stopped)),
+                };
             }
             Err(error) => {
                 // A client that went before it was accepted, or no descriptor left: others may do better.
@@ -134,15 +150,33 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// One connection, to its end.
-async fn connection(
+/// One connection over TLS: its handshake takes no longer than headers may.
+async fn tls_connection(
+    tls: TlsAcceptor,
     stream: TcpStream,
     service: TowerToHyperService<axum::Router>,
     limits: Limits,
     mut stopped: watch::Receiver<bool>,
 ) {
-    // Tokens are small, and each should go at once.
-    let _ = stream.set_nodelay(true);
+    let accepted = tokio::select! {
+        accepted = tokio::time::timeout(limits.headers_within, tls.accept(stream)) => accepted,
+        _ = stopped.changed() => return,
+    };
+    match accepted {
+        Ok(Ok(stream)) => connection(stream, service, limits, stopped).await,
+        // Whoever speaks something else, or does not believe our certificate.
+        Ok(Err(error)) => tracing::debug!(%error, "a handshake failed"),
+        Err(_) => tracing::debug!("a handshake took too long"),
+    }
+}
+
+/// One connection, to its end.
+async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    service: TowerToHyperService<axum::Router>,
+    limits: Limits,
+    mut stopped: watch::Receiver<bool>,
+) {
     let stream = Paced::new(stream, limits.stall_max);
     let has_read = stream.has_read();
     let served = http1::Builder::new()

@@ -12,20 +12,19 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 /// A connection.
-pub(super) struct Paced {
-    stream: TcpStream,
+pub(super) struct Paced<S> {
+    stream: S,
     stall_max: Duration,
     /// Runs while a write waits.
     stall: Option<Pin<Box<Sleep>>>,
     has_read: Arc<AtomicBool>,
 }
 
-impl Paced {
-    pub(super) fn new(stream: TcpStream, stall_max: Duration) -> Self {
+impl<S> Paced<S> {
+    pub(super) fn new(stream: S, stall_max: Duration) -> Self {
         Self { stream, stall_max, stall: None, has_read: Arc::default() }
     }
 
@@ -48,7 +47,7 @@ impl Paced {
     }
 }
 
-impl AsyncRead for Paced {
+impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -63,7 +62,7 @@ impl AsyncRead for Paced {
     }
 }
 
-impl AsyncWrite for Paced {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.pace(cx, result)
@@ -96,8 +95,9 @@ impl AsyncWrite for Paced {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
-    async fn pair(stall_max: Duration) -> (Paced, TcpStream) {
+    async fn pair(stall_max: Duration) -> (Paced<TcpStream>, TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         (Paced::new(listener.accept().await.unwrap().0, stall_max), client)

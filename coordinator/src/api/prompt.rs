@@ -9,11 +9,14 @@ use model::text::WallTime;
 use tokio::sync::Semaphore;
 
 use super::chat::Conversation;
+use super::fields::Fields;
 use super::refusal::Refusal;
 use crate::texts::Texts;
 
 /// From so many bytes on a prompt is made ids beside the threads that serve clients: some 2 ms of work.
 const ASIDE_BYTES: usize = 8 << 10;
+/// The most choices of several prompts together.
+pub(super) const CHOICES_TOTAL_MAX: usize = 256;
 /// So many of them at once.
 const ASIDE_MAX: usize = 2;
 
@@ -39,11 +42,48 @@ impl Prompt {
         Self::Text { text, special: true }
     }
 
+    /// Reads `prompt`: a text, ids, or a list of these.
+    pub(super) fn listed(fields: &Fields<'_>) -> Result<Vec<Self>, Refusal> {
+        const EXPECTED: &str = "a string, a list of token ids, or a list of strings or of such lists";
+        let Some(raw) = fields.raw("prompt") else {
+            return Err(Refusal::value("prompt", format!("`prompt` is missing: give {EXPECTED}")));
+        };
+        // The first element says of what it is a list.
+        let inner = raw.strip_prefix('[').map(|list| list.trim_start().chars().next());
+        return match inner {
+            None => Ok(vec![Prompt::text(fields.take("prompt", EXPECTED)?.unwrap_or_default())]),
+            Some(Some('"')) => {
+                take::<Few<String>>(fields).map(|Few(texts)| texts.into_iter().map(Prompt::text).collect())
+            }
+            Some(Some('[')) => {
+                take::<Few<Vec<u32>>>(fields).map(|Few(lists)| lists.into_iter().map(Prompt::Ids).collect())
+            }
+            Some(_) => take(fields).map(|ids| vec![Prompt::Ids(ids)]),
+        };
+
+        fn take<'a, T: serde::Deserialize<'a>>(fields: &Fields<'a>) -> Result<T, Refusal> {
+            fields.take("prompt", EXPECTED)?.ok_or_else(|| fields.wrong("prompt", EXPECTED))
+        }
+    }
+
     /// The parameter that it came by.
     pub(super) fn param(&self) -> &'static str {
         match self {
             Self::Text { .. } | Self::Ids(_) => "prompt",
             Self::Chat(_) => "messages",
+        }
+    }
+
+    /// Its text, for answers that begin with it.
+    pub(super) fn echo(&self, texts: &Texts) -> Result<String, Refusal> {
+        match self {
+            Self::Text { text, .. } => Ok(text.clone()),
+            Self::Ids(ids) => {
+                let refuse = |error: &dyn std::error::Error| Refusal::value("echo", error.to_string());
+                let tokenizer = texts.tokenizer().map_err(|error| refuse(&error))?;
+                tokenizer.decode(ids, false).map_err(|error| refuse(&error))
+            }
+            Self::Chat(_) => Ok(String::new()),
         }
     }
 
@@ -70,6 +110,35 @@ impl Prompt {
         };
         let tokenizer = texts.tokenizer().map_err(|error| refuse(&error))?;
         tokenizer.encode(&text, special).map_err(|error| refuse(&error))
+    }
+}
+
+/// A list of which no more than may be answered is kept.
+struct Few<T>(Vec<T>);
+
+impl<'de, T: serde::Deserialize<'de>> serde::Deserialize<'de> for Few<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List<T>(std::marker::PhantomData<T>);
+        impl<'de, T: serde::Deserialize<'de>> serde::de::Visitor<'de> for List<T> {
+            type Value = Few<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Few<T>, A::Error> {
+                let mut few = Vec::new();
+                // One more than may be says that there are too many.
+                while few.len() <= CHOICES_TOTAL_MAX
+                    && let Some(element) = list.next_element()?
+                {
+                    few.push(element);
+                }
+                while list.next_element::<serde::de::IgnoredAny>()?.is_some() {}
+                Ok(Few(few))
+            }
+        }
+        deserializer.deserialize_seq(List(std::marker::PhantomData))
     }
 }
 

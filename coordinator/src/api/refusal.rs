@@ -25,13 +25,13 @@ pub(super) struct Refusal {
     pub(super) message: String,
     /// The parameter that is to be changed.
     pub(super) param: Option<String>,
-    /// When it may be asked again, where that is the way out.
-    pub(super) retry_after: Duration,
+    /// When it may be tried again, where that is known.
+    pub(super) retry_after: Option<Duration>,
 }
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), param: None, retry_after: RETRY_AFTER }
+        Self { status, code, message: message.into(), param: None, retry_after: None }
     }
 
     /// A parameter's value is wrong.
@@ -55,6 +55,12 @@ impl Refusal {
         self
     }
 
+    /// Says when it may be tried again.
+    pub(super) fn retry_after(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
     /// Its JSON, which is also what an answer says that has begun.
     pub(super) fn json(&self) -> Value {
         let kind = match self.status {
@@ -69,8 +75,8 @@ impl Refusal {
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
         let retry_after = match failure {
-            Failure::Busy { retry_after, .. } => retry_after,
-            _ => RETRY_AFTER,
+            Failure::Busy { retry_after, .. } => Some(retry_after),
+            _ => None,
         };
         let (status, code) = match failure {
             Failure::Refused(_) => (StatusCode::BAD_REQUEST, "refused"),
@@ -87,8 +93,12 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = json_response(self.status, &self.json());
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            let seconds = HeaderValue::from(self.retry_after.as_secs());
+            let after = self.retry_after.unwrap_or(RETRY_AFTER);
+            let seconds = HeaderValue::from(after.as_secs_f64().ceil() as u64);
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

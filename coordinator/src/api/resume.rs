@@ -17,6 +17,8 @@ const BYTES: usize = 48;
 const ENDED: u8 = 0x80;
 /// Of the choice's byte: what is told after the last token was told.
 const FLUSHED: u8 = 0x40;
+/// So many choices have ids; a stream of more is begun anew where it was cut.
+pub(super) const CHOICES_MAX: usize = 64;
 /// The letters of ids, six bits each.
 const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 

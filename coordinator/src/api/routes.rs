@@ -13,17 +13,20 @@ use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http_body_util::BodyExt;
-use model::plain::{check_context, check_tokens};
-use model::text::StopStream;
+use rustls::ServerConfig;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::answer::{Answer, Form, Head, Wanted};
+use super::answer::{Answer, Form};
 use super::ask::Asked;
+use super::form::Forms;
+use super::keys::{Allowance, Keys};
 use super::metrics::{Meter, Metrics, Outcome};
+use super::prepare::prepare;
 use super::prompt::Encoder;
 use super::refusal::{Refusal, json_response, quote};
 use super::resume::{self, EventId};
@@ -32,22 +35,28 @@ use super::tokens::{Detokenize, Tokenize};
 use super::watch::{self, Pulse};
 use super::{Backend, Health, Limits, Served, State};
 use crate::data::request::{Priority, Submission};
-use crate::generation::{FinishReason, Generation, Request as Answering};
+use crate::generation::{FinishReason, Generation};
 
 /// How long a stream's status waits for its first event, so that a refusal has a status of its own. Later ones are
 /// told within the stream.
 const STATUS_WITHIN: Duration = Duration::from_secs(10);
+/// What is told to everybody: how it is, and the page, which asks for a key.
+const OPEN_PATHS: [&str; 3] = ["/health", "/ready", "/"];
 /// How much of a body that is too large is still read, so that its sender reads the refusal and not a reset.
 const DRAINED_FACTOR: usize = 4;
 
 /// All that the handlers share.
 pub struct App {
     pub(super) backend: Arc<dyn Backend>,
-    served: Served,
+    pub(super) served: Served,
     limits: Limits,
-    encoder: Encoder,
+    pub(super) encoder: Encoder,
+    pub(super) forms: Forms,
     pub(super) metrics: Arc<Metrics>,
     pub(super) pulse: Pulse,
+    /// Without any, everybody may ask.
+    keys: Option<Keys>,
+    tls: Option<Arc<ServerConfig>>,
     /// Seconds since 1970 when it began, which clients expect of a model.
     created: u64,
     /// Makes the names of answers and the seeds of those who name none: keyed at random, and counted.
@@ -59,18 +68,36 @@ impl App {
     /// Serves a model by a backend.
     pub fn new(backend: Arc<dyn Backend>, served: Served, limits: Limits) -> Self {
         let encoder = Encoder::new(Arc::clone(&served.texts));
+        let forms = Forms::new(Arc::clone(&served.texts), served.spec.vocab);
         let (created, random) = (unix_seconds(), RandomState::new());
         Self {
             backend,
             served,
             limits,
             encoder,
+            forms,
             metrics: Arc::default(),
             pulse: Pulse::default(),
+            keys: None,
+            tls: None,
             created,
             random,
             count: AtomicU64::new(0),
         }
+    }
+
+    /// The same for those who have one of these keys.
+    pub fn with_keys(self, keys: Option<Keys>) -> Self {
+        Self { keys, ..self }
+    }
+
+    /// The same over TLS.
+    pub fn with_tls(self, tls: Option<Arc<ServerConfig>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    pub(super) fn tls(&self) -> Option<&Arc<ServerConfig>> {
+        self.tls.as_ref()
     }
 
     /// What clients may hold.
@@ -85,6 +112,7 @@ impl App {
         Err(Refusal::new(StatusCode::NOT_FOUND, "model_not_found", message).of("model"))
     }
 
+    /// A number that nobody guesses.
     pub(super) fn random(&self) -> u64 {
         let mut hasher = self.random.build_hasher();
         hasher.write_u64(self.count.fetch_add(1, Ordering::Relaxed));
@@ -92,7 +120,7 @@ impl App {
     }
 }
 
-fn unix_seconds() -> u64 {
+pub(super) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
@@ -116,7 +144,21 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/", get(watch::page))
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)
+        .layer(from_fn_with_state(Arc::clone(&app), check_key))
         .with_state(app)
+}
+
+/// Lets those through who have a key, where there are keys. Balancers have none, and hear how it is all the same.
+async fn check_key(
+    Shared(app): Shared<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    if let Some(keys) = app.keys.as_ref().filter(|_| !OPEN_PATHS.contains(&request.uri().path())) {
+        let key = keys.find(request.headers())?;
+        request.extensions_mut().insert(key);
+    }
+    Ok(next.run(request).await)
 }
 
 async fn no_path(uri: Uri) -> Refusal {
@@ -217,12 +259,15 @@ async fn chat(Shared(app): Shared<Arc<App>>, request: Request) -> Result<Respons
 
 async fn answered(app: &App, form: Form, request: Request) -> Result<Response, Refusal> {
     let started = Instant::now();
+    let allowance = Allowance::begin(request.extensions().get(), started)
+        .inspect_err(|_| app.metrics.count(Outcome::Busy))?;
     let asked = ask(app, form, request).await.inspect_err(|_| app.metrics.count(Outcome::Refused))?;
     let (to_do, mut answer, Told { within, is_stream, priority }) = asked;
     let generations = match to_do {
         ToDo::Compute(generations) => generations,
         ToDo::Tell(reason) => return Ok(event_stream(Body::from(answer.write_rest(reason)))),
     };
+    allowance.take(answer.prompt_tokens(), Instant::now());
     let mut choices = Vec::with_capacity(generations.len());
     for generation in generations {
         let (told, events) = mpsc::channel(Submission::events_max(generation.request().tokens_max));
@@ -236,7 +281,8 @@ async fn answered(app: &App, form: Form, request: Request) -> Result<Response, R
         // Whoever was handed in before one that cannot be is cancelled by its guard.
         let guard = submit(app, submission).await?;
         let meter = Meter::new(Arc::clone(&app.metrics), started);
-        choices.push(Events::new(events, guard, meter, within.saturating_sub(started.elapsed())));
+        let within = within.saturating_sub(started.elapsed());
+        choices.push(Events::new(events, guard, meter, allowance.clone(), within));
     }
     let mut choices = Choices::new(choices);
     if !is_stream {
@@ -260,7 +306,7 @@ fn event_stream(body: Body) -> Response {
 }
 
 /// What is left of an answer.
-enum ToDo {
+pub(super) enum ToDo {
     /// These are to be computed.
     Compute(Vec<Generation>),
     /// Its client has all of it but its end, or that too.
@@ -373,92 +419,4 @@ async fn read_body(headers: &HeaderMap, mut body: Body, limits: &Limits) -> Resu
 fn too_large(most: usize) -> Refusal {
     let message = format!("the body is larger than {most} bytes");
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
-}
-
-/// Makes the choices of an answer that has not begun, and whoever tells it.
-async fn prepare(
-    app: &App,
-    form: Form,
-    asked: Asked,
-    resumed: Option<EventId>,
-) -> Result<(ToDo, Answer), Refusal> {
-    let Served { name, spec, texts, .. } = &app.served;
-    let param = asked.prompt.param();
-    let time = resumed.map_or_else(unix_seconds, |id| id.stream.time);
-    let prompt = app.encoder.ids(asked.prompt, time).await?;
-    if prompt.is_empty() {
-        return Err(Refusal::value(param, format!("`{param}` is empty: it has no token to continue")));
-    }
-    check_tokens(spec, &prompt).map_err(|error| Refusal::value(param, error.to_string()))?;
-    check_context(spec, prompt.len()).map_err(|error| {
-        Refusal::new(StatusCode::BAD_REQUEST, "context_length_exceeded", error.to_string()).of(param)
-    })?;
-    let fields = asked.sampling.fields();
-    if let Some((id, _)) = fields.logit_bias.iter().find(|(id, _)| *id as usize >= spec.vocab) {
-        let message = format!("`logit_bias` names token {id}; the vocabulary has {} tokens", spec.vocab);
-        return Err(Refusal::value("logit_bias", message));
-    }
-    if !asked.stop.is_empty() {
-        texts.tokenizer().map_err(|error| Refusal::value("stop", error.to_string()))?;
-    }
-    let wanted = Wanted {
-        logprobs: asked.logprobs.is_some(),
-        token_ids: asked.return_token_ids,
-        usage: asked.include_usage,
-        experts: match asked.return_experts {
-            true => spec.moe_layers().map(|(layer, moe)| (layer, moe.top_k)).collect(),
-            false => Vec::new(),
-        },
-    };
-    let head = Head {
-        id: format!("{}-{:016x}", form.prefix(), app.random()),
-        object: form.object(asked.stream),
-        created: unix_seconds(),
-        model: name.clone(),
-        system_fingerprint: app.served.fingerprint(),
-    };
-    let stream = resume::Stream { seed: fields.seed, time, same: app.served.same(&prompt, asked.parameters) };
-    let tokens = resume::check(resumed.as_ref(), &stream, asked.stream, asked.choices, asked.tokens)?;
-    check_tokens(spec, &tokens).map_err(|error| Refusal::value("phalanx.tokens", error.to_string()))?;
-    let skip_special = !asked.ignore_eos;
-    let tokenizer = texts.tokenizer.clone().map(|tokenizer| (tokenizer, skip_special));
-    // One that goes on is of one choice.
-    let choices = if resumed.is_some() { 1 } else { asked.choices };
-    let mut answer = Answer::new(head, form, choices, wanted, fields.seed, prompt.clone(), tokenizer);
-    if asked.stream {
-        answer = answer.with_ids(stream);
-    }
-    let stop = StopStream::new(asked.stop).map_err(|error| Refusal::value("stop", error.to_string()))?;
-    let request = Answering {
-        // The last token is chosen from the logits of the last position and not computed itself.
-        tokens_max: asked.tokens_max.min(spec.context_max + 1 - prompt.len()),
-        prompt,
-        sampling: asked.sampling,
-        end_ids: if asked.ignore_eos { Vec::new() } else { texts.end_ids() },
-        logprobs: asked.logprobs,
-        experts: asked.return_experts,
-    };
-    let generation = |index: usize| {
-        let sampling = request.sampling.with_seed(request.sampling.fields().seed.wrapping_add(index as u64));
-        let text = texts.tokenizer.as_ref().map(|tokenizer| tokenizer.stream(skip_special));
-        Generation::new(Answering { sampling, ..request.clone() }, text, stop.clone())
-    };
-    let Some(EventId { place, .. }) = resumed else {
-        return Ok((ToDo::Compute((0..choices).map(generation).collect()), answer));
-    };
-    let answer = answer.resumed(&place, &tokens);
-    if place.is_ended {
-        return Ok((ToDo::Tell(None), answer));
-    }
-    let mut generation = generation(place.choice);
-    for id in &tokens {
-        // The stream's own tokens end where it was cut.
-        if generation.finish_reason().is_none() {
-            generation.handle_token(*id, None);
-        }
-    }
-    Ok(match generation.finish_reason() {
-        Some(reason) => (ToDo::Tell(Some(reason)), answer),
-        None => (ToDo::Compute(vec![generation]), answer),
-    })
 }

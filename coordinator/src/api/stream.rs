@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::Backend;
 use super::answer::{Answer, Astray};
+use super::keys::Allowance;
 use super::metrics::Meter;
 use super::refusal::Refusal;
 use crate::data::request::{Event, Failure, RequestId};
@@ -52,14 +53,21 @@ pub(super) struct Events {
     first: Option<Event>,
     guard: Guard,
     meter: Meter,
+    allowance: Allowance,
     late: Pin<Box<Sleep>>,
     within_ms: u64,
 }
 
 impl Events {
-    pub(super) fn new(events: mpsc::Receiver<Event>, guard: Guard, meter: Meter, within: Duration) -> Self {
+    pub(super) fn new(
+        events: mpsc::Receiver<Event>,
+        guard: Guard,
+        meter: Meter,
+        allowance: Allowance,
+        within: Duration,
+    ) -> Self {
         let late = Box::pin(sleep_until(Instant::now() + within + LATE));
-        Self { events, first: None, guard, meter, late, within_ms: within.as_millis() as u64 }
+        Self { events, first: None, guard, meter, allowance, late, within_ms: within.as_millis() as u64 }
     }
 
     /// If a failure is what was looked at.
@@ -91,7 +99,9 @@ impl Events {
                 return Poll::Ready(late);
             }
         };
-        self.meter.handle_event(&event, std::time::Instant::now());
+        let now = std::time::Instant::now();
+        self.meter.handle_event(&event, now);
+        self.allowance.handle_event(&event, now);
         self.guard.is_over |= matches!(event, Event::End(_) | Event::Failed(_));
         Poll::Ready(event)
     }

@@ -14,6 +14,7 @@ use super::landing::Landed;
 use super::request::{Event, Failure, Request, RequestId, Submission};
 use super::scheduler::{Action, Asked, Refused};
 use super::trunk::{Begin, Order, Sampled};
+use crate::choice::ChoiceError;
 use crate::generation::{FinishReason, Token};
 
 impl DataActor {
@@ -141,6 +142,7 @@ impl DataActor {
                     sampling: asked.sampling.clone(),
                     logprobs: asked.logprobs,
                     experts: asked.experts,
+                    grammar: asked.grammar.clone(),
                 };
                 self.orders.push(Order::Begin(Box::new(begin)));
                 self.running[sequence.0 as usize] = Some(request);
@@ -234,8 +236,11 @@ impl DataActor {
     pub(super) fn take_sampled(&mut self, Sampled { sequence, token, experts }: Sampled) {
         // Its client may have gone while it was computed.
         let Some(request) = &mut self.running[sequence.0 as usize] else { return };
-        let (id, logprobs) = match token {
-            Ok(token) => token,
+        let chosen = match token {
+            Ok(chosen) => chosen,
+            Err(why @ ChoiceError::Form(_)) => {
+                return self.fail(sequence, Failure::Refused(why.to_string()));
+            }
             Err(why) => return self.fail(sequence, Failure::Row(why.to_string())),
         };
         self.report.tokens += 1;
@@ -244,7 +249,8 @@ impl DataActor {
             let of_prompt = request.cached.min(request.submission.generation.request().prompt.len());
             request.tell(Event::Cached(of_prompt));
         }
-        let step = request.submission.generation.handle_token(id, logprobs);
+        let id = chosen.id;
+        let step = request.submission.generation.handle_choice(chosen);
         let token = step.token.map(|token| Token { experts, ..token });
         let heard = request.tell(Event::Step { token, text: step.text });
         match request.submission.generation.finish_reason() {

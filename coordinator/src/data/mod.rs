@@ -8,6 +8,7 @@ pub mod request;
 pub mod pace;
 pub mod scheduler;
 
+mod ahead;
 pub mod flow;
 pub mod forwarding;
 pub mod stage;

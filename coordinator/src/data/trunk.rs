@@ -14,15 +14,18 @@ use model::kernel::{RowType, RowsRef};
 use model::kv::{KvCache, Sequence, SharedPage};
 use model::pool::Pool;
 use model::rows::RowBuffer;
-use model::sampler::{self, Logprobs, Sampling, SamplingError};
+use model::sampler::Sampling;
 use model::share::share;
 use model::trunk::{RowValues, Trunk, Workspace};
 use transport::buffer::{Payload, Pool as Buffers};
 
+use super::ahead::{Ahead, Guided};
 use super::flow::BatchRun;
 use super::ids::{BlockId, RowId, SequenceId};
 use super::landing::Landed;
 use super::stage::{Stage, stages, top_k_max};
+use crate::choice::{self, ChoiceError, Chosen, History};
+use crate::grammar::Grammar;
 
 /// How often the thread may be told something before it has heard the first of it: one batch, and the beginnings and ends of
 /// many sequences.
@@ -46,6 +49,8 @@ pub struct Begin {
     pub logprobs: Option<usize>,
     /// Report the experts of each row that is sampled.
     pub experts: bool,
+    /// The form that its answer keeps to.
+    pub grammar: Option<Grammar>,
 }
 
 /// A batch to be computed. Its buffers come back with the answer.
@@ -111,8 +116,8 @@ pub enum Order {
 pub struct Sampled {
     /// For which sequence.
     pub sequence: SequenceId,
-    /// The token, and what the model thought of it.
-    pub token: Result<(u32, Option<Logprobs>), SamplingError>,
+    /// The token.
+    pub token: Result<Chosen, ChoiceError>,
     /// The experts of its row, by layer and rank, if that was asked for.
     pub experts: Vec<u32>,
 }
@@ -197,6 +202,7 @@ struct State {
     tokens: Vec<u32>,
     sampling: Sampling,
     logprobs: Option<usize>,
+    guide: Option<Guided>,
 }
 
 impl State {
@@ -227,6 +233,7 @@ struct Worker<A> {
     blocks: HashMap<BlockId, SharedPage>,
     batch_weights: Vec<f32>,
     logits: Vec<f32>,
+    ahead: Ahead,
     answer: A,
 }
 
@@ -245,6 +252,7 @@ impl<A: FnMut(Answer)> Worker<A> {
             blocks: HashMap::new(),
             batch_weights: Vec::new(),
             logits: Vec::new(),
+            ahead: Ahead::new(sequences_max),
             top_k_max,
             stages,
             trunk,
@@ -289,10 +297,11 @@ impl<A: FnMut(Answer)> Worker<A> {
     }
 
     fn begin(&mut self, begin: Begin) {
-        let Begin { sequence, prompt, tokens, sampling, logprobs, experts } = begin;
+        let Begin { sequence, prompt, tokens, sampling, logprobs, experts, grammar } = begin;
         let place = &mut self.sequences[sequence.0 as usize];
         assert!(place.is_none(), "{sequence} has not left");
-        *place = Some(State { pages: Sequence::default(), prompt, tokens, sampling, logprobs });
+        let guide = grammar.map(|grammar| self.ahead.begin(&grammar, &tokens));
+        *place = Some(State { pages: Sequence::default(), prompt, tokens, sampling, logprobs, guide });
         if experts {
             self.visited.insert(sequence, Vec::new());
         }
@@ -417,11 +426,10 @@ impl<A: FnMut(Answer)> Worker<A> {
         let vocab = self.trunk.spec().vocab;
         let sampled: Vec<Mutex<Option<Sampled>>> = runs.iter().map(|_| Mutex::new(None)).collect();
         let items = runs.iter().zip(self.logits.chunks_exact(vocab)).zip(&sampled);
-        let sequences = &self.sequences;
+        let (sequences, ahead) = (&self.sequences, &self.ahead);
         share(&self.pool, items, |((run, logits), to)| {
             let state = sequences[run.sequence.0 as usize].as_ref().expect("it has not left");
-            let position = u64::from(run.start) + u64::from(run.rows.end - run.rows.start);
-            let token = choose(state, logits, position);
+            let token = choose(state, logits, ahead);
             *to.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some(Sampled { sequence: run.sequence, token, experts: Vec::new() });
         });
@@ -433,19 +441,22 @@ impl<A: FnMut(Answer)> Worker<A> {
             if let Some(visited) = self.visited.get_mut(sequence) {
                 *experts = std::mem::take(visited);
             }
-            if let (Some(state), Ok((token, _))) = (&mut self.sequences[sequence.0 as usize], token) {
-                state.tokens.push(*token);
+            if let (Some(state), Ok(chosen)) = (&mut self.sequences[sequence.0 as usize], token) {
+                state.tokens.push(chosen.id);
             }
         }
         sampled
     }
 }
 
-/// The token at `position`, and what the model thought of it.
-fn choose(state: &State, logits: &[f32], position: u64) -> Result<(u32, Option<Logprobs>), SamplingError> {
-    let token = sampler::choose(logits, &state.prompt, &state.tokens, &state.sampling, position)?.token;
-    let logprobs = state.logprobs.map(|count| sampler::logprobs(logits, token, count)).transpose()?;
-    Ok((token, logprobs))
+/// The next token of a sequence. What may come after it is found out while its row goes through the layers.
+fn choose(state: &State, logits: &[f32], ahead: &Ahead) -> Result<Chosen, ChoiceError> {
+    let State { prompt, tokens, sampling, logprobs, guide, .. } = state;
+    let history = History { prompt, tokens, sampling, logprobs: *logprobs };
+    match guide {
+        None => choice::choose(None, logits, history),
+        Some(guided) => ahead.choose(guided, logits, history),
+    }
 }
 
 /// The pages of a sequence that has begun.

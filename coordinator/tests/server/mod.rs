@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use coordinator::api::{App, Backend, Health, Limits, Served, Soon, State, serve};
+use coordinator::api::{App, Backend, Health, Keys, Limits, Served, Soon, State, serve};
 use coordinator::data::request::{Event, Failure, RequestId, Submission};
 use coordinator::generation::Token;
 use coordinator::texts::Texts;
@@ -22,7 +22,10 @@ use model::load::{Loaded, Opened, Progress, Request, load};
 use model::plain::{Observe, Run, step};
 use model::pool::Pool;
 use model::sampler::{Sampling, choose};
+use model::text::ChatTemplate;
 use model::trunk::{Trunk, Workspace};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -254,6 +257,33 @@ fn compute(shared: &Shared, dir: &Path) {
     }
 }
 
+/// Makes an authority, and a certificate of it for `localhost`: `ca.pem`, `cert.pem` and `key.pem` in a folder.
+pub(crate) fn certify(folder: &Path) -> CertificateDer<'static> {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let cert = params.signed_by(&key, &authority).unwrap();
+    std::fs::write(folder.join("ca.pem"), authority.pem()).unwrap();
+    std::fs::write(folder.join("cert.pem"), cert.pem()).unwrap();
+    std::fs::write(folder.join("key.pem"), key.serialize_pem()).unwrap();
+    authority.der().clone()
+}
+
+/// How a server is made, where it is not as usual.
+#[derive(Default)]
+pub(crate) struct Made {
+    /// Another model than the demo's: its folder and name.
+    pub(crate) model: Option<(PathBuf, &'static str)>,
+    pub(crate) limits: Limits,
+    /// The demo model's chat template is another.
+    pub(crate) template: Option<&'static str>,
+    /// A file of API keys.
+    pub(crate) keys: Option<&'static str>,
+    pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
+}
+
 /// A server that lives as long as its test.
 pub(crate) struct Server {
     address: SocketAddr,
@@ -269,11 +299,17 @@ impl Server {
     }
 
     pub(crate) fn with(limits: Limits) -> Self {
-        Self::of(&demo(), "demo", limits)
+        Self::made(Made { limits, ..Made::default() })
     }
 
     /// Serves another model.
-    pub(crate) fn of(dir: &Path, name: &str, limits: Limits) -> Self {
+    pub(crate) fn of(dir: &Path, name: &'static str, limits: Limits) -> Self {
+        Self::made(Made { model: Some((dir.to_owned(), name)), limits, ..Made::default() })
+    }
+
+    pub(crate) fn made(made: Made) -> Self {
+        let Made { model, limits, template, keys, tls } = made;
+        let (dir, name) = model.unwrap_or_else(|| (demo(), "demo"));
         let shared = Arc::new(Shared {
             new: Mutex::default(),
             cancels: Mutex::default(),
@@ -286,21 +322,28 @@ impl Server {
             held_after: AtomicUsize::new(usize::MAX),
             is_over: AtomicBool::new(false),
         });
-        let opened = Opened::open(dir).unwrap();
+        let opened = Opened::open(&dir).unwrap();
         let context_max = opened.spec.context_max;
+        let mut texts = Texts::open(&dir).unwrap();
+        if let Some(template) = template {
+            let config = json!({"chat_template": template}).to_string();
+            texts.chat = ChatTemplate::from_bytes("test", Some(config.as_bytes()), None, &[]).unwrap();
+        }
         let served = Served {
             name: name.into(),
             spec: opened.spec,
-            texts: Arc::new(Texts::open(dir).unwrap()),
+            texts: Arc::new(texts),
             numeric_class: NumericClass::Portable,
             config_digest: opened.config_digest,
         };
-        let app = Arc::new(App::new(Arc::new(PlainBackend(Arc::clone(&shared))), served, limits));
+        let keys = keys.map(|keys| Keys::read(keys, Instant::now()).unwrap());
+        let app = App::new(Arc::new(PlainBackend(Arc::clone(&shared))), served, limits);
+        let app = Arc::new(app.with_keys(keys).with_tls(tls));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let stop = Arc::new(tokio::sync::Notify::new());
-        let (computing, dir) = (Arc::clone(&shared), dir.to_owned());
+        let computing = Arc::clone(&shared);
         let compute = std::thread::spawn(move || compute(&computing, &dir));
         let stopped = Arc::clone(&stop);
         let serving = std::thread::spawn(move || {
@@ -311,6 +354,10 @@ impl Server {
             });
         });
         Self { address, shared, stop, threads: Mutex::new(vec![serving, compute]), context_max }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(crate) fn url(&self) -> String {

@@ -150,6 +150,18 @@ impl ChatTemplate {
         self.files.keys().map(String::as_str)
     }
 
+    /// The source of the template that is used by default, with tools or without.
+    pub fn source(&self, has_tools: bool) -> String {
+        let file = self.chosen(None, has_tools).and_then(|file| self.env.get_template(file).ok());
+        file.map_or_else(String::new, |template| template.source().to_owned())
+    }
+
+    /// Whether that template shows tools at all.
+    pub fn shows_tools(&self) -> bool {
+        let file = self.chosen(None, true).and_then(|file| self.env.get_template(file).ok());
+        file.is_some_and(|template| template.undeclared_variables(false).contains("tools"))
+    }
+
     /// The prompt for a conversation. It holds its special tokens as text: encode it without adding any.
     pub fn render(&self, input: &ChatInput) -> Result<String, ChatError> {
         if input.messages.is_empty() {
@@ -183,16 +195,21 @@ impl ChatTemplate {
     }
 
     fn choose(&self, input: &ChatInput) -> Result<&str, ChatError> {
-        let name = match input.template {
-            Some(name) => name,
-            None if input.tools.is_some() && self.files.contains_key(TOOL_USE) => TOOL_USE,
-            None => DEFAULT,
-        };
-        self.files.get(name).map(String::as_str).ok_or_else(|| ChatError::NoSuchTemplate {
+        self.chosen(input.template, input.tools.is_some()).ok_or_else(|| ChatError::NoSuchTemplate {
             file: self.place.clone(),
-            name: name.to_owned(),
+            name: input.template.unwrap_or(DEFAULT).to_owned(),
             available: self.names().collect::<Vec<_>>().join(", "),
         })
+    }
+
+    /// The key of a template, by its name or by what is to be shown.
+    fn chosen(&self, name: Option<&str>, has_tools: bool) -> Option<&str> {
+        let name = match name {
+            Some(name) => name,
+            None if has_tools && self.files.contains_key(TOOL_USE) => TOOL_USE,
+            None => DEFAULT,
+        };
+        self.files.get(name).map(String::as_str)
     }
 }
 

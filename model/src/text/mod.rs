@@ -26,5 +26,5 @@ pub use generation::GenerationConfig;
 pub use special_tokens::SpecialTokens;
 pub use stop::{STOP_BYTES_MAX, STOP_COUNT_MAX, StopError, StopStream, StopText};
 pub use stream::TextStream;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Spelling, Tokenizer};
 pub use wall_time::WallTime;

@@ -9,6 +9,8 @@
 //! (GPT-2, Llama 3, Qwen, DeepSeek) and those in the manner of SentencePiece (Llama 2, Mixtral). Any other
 //! is decoded from the start at each id: slower, and right.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use tokenizers::DecoderWrapper;
 
@@ -66,7 +68,42 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// The bytes that a token adds to a text, wherever it stands but at its beginning; `None` where that depends on the
+    /// tokens around it.
+    pub(super) fn bytes(&self, token: &str) -> Option<Vec<u8>> {
+        match self {
+            Plan::ByteLevel => {
+                let mut bytes = Vec::new();
+                push_bytes(token, &mut bytes);
+                Some(bytes)
+            }
+            Plan::Pieces(pieces) => {
+                let text = pieces.text(token, true);
+                match byte_of(&text).filter(|_| pieces.byte_fallback) {
+                    Some(byte) => Some(vec![byte]),
+                    None => Some(text.into_bytes()),
+                }
+            }
+            Plan::Whole => None,
+        }
+    }
+}
+
 impl Pieces {
+    /// The text of a token; `begun`: others have come before it.
+    fn text(&self, token: &str, begun: bool) -> String {
+        let mut text = token.to_owned();
+        for (from, to) in &self.replacements {
+            text = text.replace(from, to);
+        }
+        if let Some((replacement, strips_first)) = self.metaspace {
+            let space = if strips_first && !begun { "" } else { " " };
+            text = text.replace(replacement, space);
+        }
+        text
+    }
+
     /// `None` unless the steps are replacements, then byte fallback, then fuse and strip; each at most once
     /// but the replacements.
     fn of(steps: &[&Value]) -> Option<Pieces> {
@@ -125,6 +162,8 @@ fn flatten<'a>(decoder: &'a Value, steps: &mut Vec<&'a Value>) {
 pub struct TextStream {
     tokenizer: Tokenizer,
     skip_special: bool,
+    /// Special tokens that are not skipped.
+    kept: Arc<[u32]>,
     /// Whether a token has come that was not skipped.
     begun: bool,
     /// Bytes that are no text yet: an unfinished character, or a run of byte tokens.
@@ -137,7 +176,7 @@ pub struct TextStream {
 }
 
 impl TextStream {
-    pub(super) fn new(tokenizer: Tokenizer, skip_special: bool) -> TextStream {
+    pub(super) fn new(tokenizer: Tokenizer, skip_special: bool, kept: Arc<[u32]>) -> TextStream {
         let strip_left = match tokenizer.plan() {
             Plan::Pieces(Pieces { strip: Some((_, count)), .. }) => *count,
             _ => 0,
@@ -145,6 +184,7 @@ impl TextStream {
         TextStream {
             tokenizer,
             skip_special,
+            kept,
             begun: false,
             bytes: Vec::new(),
             strip_left,
@@ -156,7 +196,8 @@ impl TextStream {
     /// Takes the next id and returns the text that no later id can change; often empty.
     pub fn push(&mut self, id: u32) -> String {
         let tokenizer = self.tokenizer.clone();
-        let Some(token) = tokenizer.decodable(id, self.skip_special) else {
+        let skip_special = self.skip_special && !self.kept.contains(&id);
+        let Some(token) = tokenizer.decodable(id, skip_special) else {
             return String::new();
         };
         let mut out = String::new();
@@ -165,7 +206,7 @@ impl TextStream {
                 push_bytes(&token, &mut self.bytes);
                 drain_utf8(&mut self.bytes, &mut out);
             }
-            Plan::Pieces(pieces) => self.push_piece(pieces, token, &mut out),
+            Plan::Pieces(pieces) => self.push_piece(pieces, &token, &mut out),
             Plan::Whole => {
                 self.ids.push(id);
                 let text = self.decode_all();
@@ -200,19 +241,12 @@ impl TextStream {
                 self.emit(&text, text.len(), &mut out);
             }
         }
-        *self = TextStream::new(tokenizer, self.skip_special);
+        *self = TextStream::new(tokenizer, self.skip_special, Arc::clone(&self.kept));
         out
     }
 
-    fn push_piece(&mut self, pieces: &Pieces, token: String, out: &mut String) {
-        let mut text = token;
-        for (from, to) in &pieces.replacements {
-            text = text.replace(from, to);
-        }
-        if let Some((replacement, strips_first)) = pieces.metaspace {
-            let space = if strips_first && !self.begun { "" } else { " " };
-            text = text.replace(replacement, space);
-        }
+    fn push_piece(&mut self, pieces: &Pieces, token: &str, out: &mut String) {
+        let text = pieces.text(token, self.begun);
         if let (true, Some(byte)) = (pieces.byte_fallback, byte_of(&text)) {
             // One byte that does not fit turns the whole run into replacement characters, so nothing of
             // a run is settled before its end.
@@ -248,7 +282,9 @@ impl TextStream {
 
     /// A decoder that fails on these ids gives no text; `decode` gives the error.
     fn decode_all(&self) -> String {
-        self.tokenizer.decode(&self.ids, self.skip_special).unwrap_or_default()
+        // What is not kept did not become one of these.
+        let skip_special = self.skip_special && self.kept.is_empty();
+        self.tokenizer.decode(&self.ids, skip_special).unwrap_or_default()
     }
 
     fn emit(&mut self, text: &str, end: usize, out: &mut String) {

@@ -23,6 +23,15 @@ use super::files::{self, optional_bool, parse_object, read_optional, unreadable,
 use super::stream::Plan;
 use super::{SpecialTokens, TextError, TextStream};
 
+/// What one token is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Spelling {
+    /// A piece of text, as bytes: a character may be spread over several tokens.
+    Bytes(Vec<u8>),
+    /// A token that was added to the vocabulary under this name, special or not. No text is made of it by chance.
+    Added(String),
+}
+
 /// A model's tokenizer.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
@@ -121,7 +130,14 @@ impl Tokenizer {
 
     /// Decodes ids that arrive one at a time.
     pub fn stream(&self, skip_special: bool) -> TextStream {
-        TextStream::new(self.clone(), skip_special)
+        TextStream::new(self.clone(), skip_special, Arc::default())
+    }
+
+    /// Decodes ids that arrive one at a time, without special tokens but for those with these texts: the tags of an
+    /// answer.
+    pub fn stream_with(&self, tags: &[&str]) -> TextStream {
+        let kept = tags.iter().filter_map(|tag| self.id(tag)).collect();
+        TextStream::new(self.clone(), true, kept)
     }
 
     /// The token with this id, in the vocabulary's own spelling (`Ġthe`, `▁the`, `<0x0A>`).
@@ -132,6 +148,22 @@ impl Tokenizer {
     /// The id of a token in the vocabulary's own spelling.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.backend.token_to_id(token)
+    }
+
+    /// What a token is to whoever reads an answer byte by byte; `None` where the id stands for nothing, or where what
+    /// the token spells depends on its neighbours.
+    pub fn spelling(&self, id: u32) -> Option<Spelling> {
+        use tokenizers::Model;
+        if let Some(token) = self.inner.backend.get_added_vocabulary().simple_id_to_token(id) {
+            return Some(Spelling::Added(token));
+        }
+        let token = self.inner.backend.get_model().id_to_token(id)?;
+        self.inner.plan.bytes(&token).map(Spelling::Bytes)
+    }
+
+    /// Whether every token of the vocabulary spells the same bytes wherever it stands.
+    pub fn spells_bytes(&self) -> bool {
+        !matches!(self.inner.plan, Plan::Whole)
     }
 
     /// How many tokens there are, added ones included. Where the ids have gaps the largest id is greater.

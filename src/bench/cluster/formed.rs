@@ -188,6 +188,7 @@ async fn submit(
         end_ids: Vec::new(),
         logprobs: None,
         experts: false,
+        grammar: None,
     };
     let (events, mut came) = mpsc::channel(Submission::events_max(count));
     let generation = Generation::new(request, None, StopStream::new(Vec::new())?);

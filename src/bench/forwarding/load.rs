@@ -210,6 +210,7 @@ impl Client {
             end_ids: Vec::new(),
             logprobs: None,
             experts: false,
+            grammar: None,
         })
     }
 

@@ -24,6 +24,7 @@ use super::scratch::Scratch;
 use super::shape::{Shape, parse};
 use super::{checkpoint, leftover};
 use crate::Failure;
+use crate::access::Access;
 use crate::arguments::{ComputeArguments, seconds, size};
 use crate::output::show;
 use crate::remote::{ClusterUrl, Remote, cluster_url};
@@ -50,6 +51,9 @@ pub(crate) struct Serve {
     /// A server that runs already. Without it one is started, of --model or of a shape.
     #[arg(long, value_name = "URL", value_parser = cluster_url, conflicts_with_all = ["model", "shape"])]
     cluster: Option<ClusterUrl>,
+
+    #[command(flatten)]
+    access: Access,
 
     /// Folder of a checkpoint.
     #[arg(long, value_name = "DIR", conflicts_with = "shape")]
@@ -146,7 +150,7 @@ impl Serve {
             (None, Some(url)) => url,
             (None, None) => unreachable!("without a URL a server is started"),
         };
-        let remote = Rc::new(Remote::new(url)?);
+        let remote = Rc::new(Remote::new(url, &self.access)?);
         remote.wait_until_served(LOADING_MAX)?;
         let form = Form { prompt: self.prompt, answer: self.answer, vocab };
         let host = Host::read();
