@@ -88,8 +88,13 @@ fn pages(positions: u32) -> u32 {
 /// Texts are alike up to here, and then go on differently.
 const COMMON: u32 = 100;
 
+/// The last text is the first but for one id near its beginning: all that follows is spelled alike, and is something else.
 fn id(text: u32, position: u32) -> u32 {
-    if position < COMMON { position } else { position + 10_000 * (text + 1) }
+    match (text, position) {
+        (2, 5) => 5_000_000,
+        (_, ..COMMON) => position,
+        _ => position + 10_000 * (text % 2 + 1),
+    }
 }
 
 fn ids(text: u32, length: u32) -> Vec<u32> {
