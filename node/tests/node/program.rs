@@ -61,7 +61,7 @@ fn bad_settings_are_refused_in_words() {
         (&["--coordinator", "nowhere"], "`nowhere` is no coordinator's address"),
         (&["--coordinator", "127.0.0.1:1", "--insecure-anywhere"], "--insecure-anywhere says how far"),
         (&["--coordinator", "127.0.0.1:1", "--certs", &missing], "peer.crt"),
-        (&["--coordinator", "127.0.0.1:1", "--token", "phx1.x"], "--token needs --data DIR"),
+        (&["--coordinator", "127.0.0.1:1", "--token", "phx1.x"], "a join token needs --data DIR"),
         (&["--coordinator", "127.0.0.1:1", "--token", "phx1.x", "--data", &missing], "token"),
         (&["--config", &file], "unknown field `device`"),
         (&["--config", &missing], "give a file of settings"),
