@@ -232,8 +232,9 @@ mod tests {
             // SAFETY: inside the region and its margins.
             unsafe {
                 // Others may lie there, whatever they hold.
-                let around = [start.sub(64), start.add(region.bytes() + 63)];
-                around.map(|at| std::hint::black_box(at.read_volatile()));
+                for at in [start.sub(64), start.add(region.bytes() + 63)] {
+                    std::hint::black_box(at.read_volatile());
+                }
                 assert_eq!(*start.add(region.bytes() - 1), 0);
                 *start.add(region.bytes() - 1) = 1;
             }
