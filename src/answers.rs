@@ -1,9 +1,5 @@
 //! Requests that prove a cluster: what the plain loop answers, and what the cluster does.
 
-use std::time::{Duration, Instant};
-
-use coordinator::api::Backend;
-use coordinator::data::request::{Event, Priority, Submission};
 use coordinator::generation::{Generation, Request, Token};
 use coordinator::start::Coordinator;
 use model::kv::Sequence;
@@ -11,14 +7,12 @@ use model::load::Opened;
 use model::plain::Unobserved;
 use model::sampler::Sampling;
 use model::text::StopStream;
-use tokio::sync::mpsc;
 
 use crate::Failure;
 use crate::arguments::ComputeArguments;
+use crate::asked::Asked;
 use crate::session::Session;
 
-/// Nothing takes so long.
-const WITHIN: Duration = Duration::from_secs(600);
 /// Memory for keys and values of one sequence.
 const KV_BYTES: u64 = 1 << 30;
 
@@ -51,7 +45,7 @@ pub(crate) fn plain(
     let mut session = Session::load_opened(opened, compute, KV_BYTES)?;
     let mut logits = Vec::new();
     let mut answer = |question: &Question| -> Result<Answer, Failure> {
-        let mut generation = generation(question)?;
+        let mut generation = Generation::new(question.clone(), None, StopStream::new(Vec::new())?);
         let (mut sequence, mut tokens) = (Sequence::default(), Vec::new());
         while generation.finish_reason().is_none() {
             let next = generation.next_tokens().to_vec();
@@ -70,40 +64,19 @@ pub(crate) async fn ask_all(
     coordinator: &Coordinator,
     questions: &[Question],
 ) -> Result<Vec<Answer>, Failure> {
-    let mut asked = Vec::new();
+    let mut all = Vec::new();
     for question in questions {
-        let (events, heard) = mpsc::channel(Submission::events_max(question.tokens_max));
-        let within_ms = WITHIN.as_millis() as u64;
-        let deadline = Instant::now() + WITHIN;
-        let submission = Submission {
-            generation: generation(question)?,
-            priority: Priority::default(),
-            deadline,
-            within_ms,
-            events,
-        };
-        coordinator.submit(submission).await;
-        asked.push(heard);
+        all.push(Asked::hand_in(coordinator, question.clone()).await?);
     }
     let mut answers = Vec::new();
-    for (number, mut heard) in asked.into_iter().enumerate() {
+    for (number, asked) in all.iter_mut().enumerate() {
         let mut tokens = Vec::new();
-        loop {
-            match heard.recv().await {
-                Some(Event::Step { token, .. }) => tokens.extend(token),
-                Some(Event::Cached(_)) => {}
-                Some(Event::End(_)) => break,
-                Some(Event::Failed(why)) => return Err(format!("request {number} failed: {why}").into()),
-                None => return Err(format!("request {number} was dropped: the coordinator has ended").into()),
-            }
+        while let Some(token) = asked.next().await.map_err(|why| format!("request {number}: {why}"))? {
+            tokens.push(token);
         }
         answers.push(tokens);
     }
     Ok(answers)
-}
-
-fn generation(question: &Question) -> Result<Generation, Failure> {
-    Ok(Generation::new(question.clone(), None, StopStream::new(Vec::new())?))
 }
 
 /// Random numbers that a seed repeats.

@@ -2,8 +2,9 @@
 //! measurements of clusters start.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use coordinator::api::{Backend, State};
 pub(crate) use coordinator::assemble::Served;
 use coordinator::assemble::{Assembled, Assembly, assemble};
 use coordinator::program;
@@ -27,6 +28,9 @@ use crate::output::with_progress;
 
 /// The embedded nodes' door.
 const NAME: &str = "coordinator";
+
+/// How often it is looked whether it can serve.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How a formation is set up.
 pub(crate) struct FormationSettings {
@@ -83,6 +87,24 @@ impl Formation {
     /// Where nodes from outside come.
     pub(crate) fn doors(&self) -> &[String] {
         &self.doors
+    }
+
+    /// Until every expert has a holder; an error, if that takes longer than `most`.
+    pub(crate) async fn until_serving(&self, most: Duration) -> Result<(), Failure> {
+        let began = Instant::now();
+        loop {
+            let health = self.coordinator.health().await;
+            if health.state == State::Serving {
+                return Ok(());
+            }
+            if began.elapsed() > most {
+                let (state, missing) = (health.state.name(), health.missing.join("; "));
+                return Err(
+                    format!("the cluster is still {state} after {} s: {missing}", most.as_secs()).into()
+                );
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
     }
 
     /// Stops one of the nodes of this process, as if it had been killed.

@@ -3,6 +3,7 @@
 mod access;
 mod answers;
 mod arguments;
+mod asked;
 mod bench;
 mod certs;
 mod chaos;

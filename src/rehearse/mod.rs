@@ -255,7 +255,7 @@ impl Rehearse {
         report.resident_before = resident_bytes().now;
         let began = Instant::now();
         let formation = Formation::start(self.settings(&report.size), served).await?;
-        self.wait(&formation, began).await?;
+        formation.until_serving(FORM_MAX).await?;
         report.formed_in = began.elapsed();
         report.resident_formed = resident_bytes().now;
         self.say(&format!("formed in {:.1} s\n", report.formed_in.as_secs_f64()))?;
@@ -339,21 +339,6 @@ impl Rehearse {
             if began.elapsed() > FORM_MAX {
                 let missing = &state["missing"];
                 return Err(format!("a node's experts had no holder for {FORM_MAX:?}: {missing}").into());
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    }
-
-    /// Until every expert has its actor.
-    async fn wait(&self, formation: &Formation, began: Instant) -> Result<(), Failure> {
-        loop {
-            let health = formation.coordinator().health().await;
-            if health.state == State::Serving {
-                return Ok(());
-            }
-            if began.elapsed() > FORM_MAX {
-                let missing = health.missing.join("; ");
-                return Err(format!("the cluster did not form within {FORM_MAX:?}: {missing}").into());
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }

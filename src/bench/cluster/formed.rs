@@ -4,21 +4,18 @@ use std::sync::mpsc as ended;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use coordinator::api::{Backend, State};
-use coordinator::data::request::{Event, Priority, Submission};
-use coordinator::generation::{Generation, Request};
+use coordinator::api::Backend;
+use coordinator::generation::Request;
 use coordinator::start::Coordinator;
 use model::sampler::Sampling;
-use model::text::StopStream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Contender, Timing};
 use crate::Failure;
+use crate::asked::Asked;
 use crate::bench::heard::{Heard, all_run};
 use crate::formation::{Formation, FormationSettings, Served};
 
-/// Longer than any answer takes.
-const PATIENCE: Duration = Duration::from_secs(600);
 /// How long nodes may take to join and to load.
 pub(super) const FORMING_MAX: Duration = Duration::from_secs(300);
 
@@ -115,7 +112,7 @@ async fn serve(
         let coordinator = formation.coordinator();
         let said = match what {
             What::Answer { prompts, count } => all(coordinator, prompts, count).await.map(Answer::Timing),
-            What::Ready => ready(coordinator).await.map(|()| Answer::Ready),
+            What::Ready => formation.until_serving(FORMING_MAX).await.map(|()| Answer::Ready),
             What::Bytes => {
                 let data = &coordinator.cluster().await["data"];
                 let bytes =
@@ -126,21 +123,6 @@ async fn serve(
         let _ = answer.send(said);
     }
     formation.stop().await;
-}
-
-async fn ready(coordinator: &Coordinator) -> Result<(), Failure> {
-    let began = Instant::now();
-    loop {
-        let health = coordinator.health().await;
-        if health.state == State::Serving {
-            return Ok(());
-        }
-        if began.elapsed() > FORMING_MAX {
-            let (state, missing) = (health.state.name(), health.missing.len());
-            return Err(format!("the cluster is still {state}: {missing} experts have no holder").into());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// What one request brought.
@@ -190,30 +172,18 @@ async fn submit(
         experts: false,
         grammar: None,
     };
-    let (events, mut came) = mpsc::channel(Submission::events_max(count));
-    let generation = Generation::new(request, None, StopStream::new(Vec::new())?);
-    let within_ms = PATIENCE.as_millis() as u64;
-    let submission = Submission {
-        generation,
-        priority: Priority::default(),
-        deadline: Instant::now() + PATIENCE,
-        within_ms,
-        events,
-    };
-    coordinator.submit(submission).await;
+    let mut asked = Asked::hand_in(coordinator, request).await?;
     let (tell, told) = oneshot::channel();
     actix::spawn(async move {
         let mut answered = Answered { tokens: Vec::new(), heard: Heard::new() };
         let end = loop {
-            match came.recv().await {
-                Some(Event::Step { token: Some(token), .. }) => {
+            match asked.next().await {
+                Ok(Some(token)) => {
                     answered.heard.at.push(Instant::now());
                     answered.tokens.push(token.id);
                 }
-                Some(Event::Step { token: None, .. } | Event::Cached(_)) => {}
-                Some(Event::End(_)) => break Ok(answered),
-                Some(Event::Failed(why)) => break Err(why.to_string().into()),
-                None => break Err("a request was dropped".into()),
+                Ok(None) => break Ok(answered),
+                Err(why) => break Err(why),
             }
         };
         // An error: whoever asked has given up.

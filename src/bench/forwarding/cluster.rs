@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::ValueEnum;
-use coordinator::api::{Backend, State};
 use coordinator::assemble::Assembly;
 use coordinator::control::placer::PlacerSettings;
 use coordinator::control::policy::{Constraints, Policy};
@@ -102,7 +101,7 @@ impl Clusters {
             let formation = Formation::start(settings(asked, *emulation, number)?, served).await?;
             let nodes = processes(asked, *emulation, &formation, &opened)?;
             let one = Formed { formation, _nodes: nodes };
-            wait(one.formation.coordinator()).await?;
+            one.formation.until_serving(FORMING_MAX).await?;
             formed.push(one);
         }
         Ok(Self { formed, vocab: opened.spec.vocab })
@@ -199,19 +198,4 @@ fn processes(
             Ok(NodeProcess { child, folder })
         })
         .collect()
-}
-
-/// Until every expert has a holder.
-async fn wait(coordinator: &Coordinator) -> Result<(), Failure> {
-    let began = Instant::now();
-    loop {
-        let health = coordinator.health().await;
-        if health.state == State::Serving {
-            return Ok(());
-        }
-        if began.elapsed() > FORMING_MAX {
-            return Err(format!("the cluster has not formed: {}", health.missing.join("; ")).into());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }

@@ -5,26 +5,22 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use coordinator::api::Backend;
 use coordinator::data::actor::{Ask, Report};
 use coordinator::data::flow::Forwarding as Mode;
 use coordinator::data::forwarding::Choice;
-use coordinator::data::request::{Event, Priority, Submission};
 use coordinator::data::steer::Forward;
-use coordinator::generation::{Generation, Request};
+use coordinator::generation::Request;
 use coordinator::start::Coordinator;
 use model::sampler::{Sampling, SamplingFields};
-use model::text::StopStream;
 use tokio::sync::mpsc;
 
 use crate::Failure;
+use crate::asked::Asked;
 
 /// Tokens of a prompt: few, since prompts are not what is measured.
 const PROMPT: u64 = 4;
 /// Tokens of an answer: from this, and up to as many more, so that they do not end together.
 const ANSWER: u64 = 64;
-/// Longer than any answer takes.
-const PATIENCE: Duration = Duration::from_secs(600);
 /// How often it is looked how rows go on.
 const LOOK: Duration = Duration::from_millis(20);
 /// Before a turn is measured, at least, and in tokens of each request.
@@ -164,29 +160,11 @@ impl Client {
     async fn ask_on(&self, coordinator: &Coordinator) -> Result<(), Failure> {
         for request in 0.. {
             let asked = self.request(request)?;
-            let (events, mut heard) = mpsc::channel(Submission::events_max(asked.tokens_max));
-            let generation = Generation::new(asked, None, StopStream::new(Vec::new())?);
-            let within_ms = PATIENCE.as_millis() as u64;
-            let submission = Submission {
-                generation,
-                priority: Priority::default(),
-                deadline: Instant::now() + PATIENCE,
-                within_ms,
-                events,
-            };
-            coordinator.submit(submission).await;
+            let mut asked = Asked::hand_in(coordinator, asked).await?;
             let mut at = 0;
-            loop {
-                match heard.recv().await {
-                    Some(Event::Step { token: Some(token), .. }) => {
-                        self.check(request, at, token.id)?;
-                        at += 1;
-                    }
-                    Some(Event::Step { token: None, .. } | Event::Cached(_)) => {}
-                    Some(Event::End(_)) => break,
-                    Some(Event::Failed(why)) => return Err(why.to_string().into()),
-                    None => return Err("a request was dropped".into()),
-                }
+            while let Some(token) = asked.next().await? {
+                self.check(request, at, token.id)?;
+                at += 1;
             }
         }
         Ok(())
