@@ -1,11 +1,11 @@
 //! Rows of many experts computed at once, each part with an input and an output of its own.
 //!
 //! What [`compute_blocks`](crate::experts::compute_blocks) does for one buffer, for rows that lie where they were
-//! received and outputs that go where they will be sent from: all gates and ups together, then all downs, so
-//! that eight small experts fill the threads as one large one does. A result depends on its row and its
+//! received and outputs that go where they will be sent from: gates, ups and downs of all parts are one job for the
+//! threads, so that eight small experts fill them as one large one does. A result depends on its row and its
 //! expert alone, never on the parts beside it. Pure but for the pool's threads.
 
-use crate::kernel::{Kernels, RowOut, RowType, RowsMut, RowsRef, Sink, Task, multiply};
+use crate::kernel::{Kernels, RowOut, RowType, RowsMut, RowsRef, Sink, Task, Then, multiply_twice};
 use crate::pool::Pool;
 use crate::weights::Block;
 
@@ -61,14 +61,6 @@ impl InnerRows {
             }
         }
     }
-
-    /// Rows of `columns` values from value `start` on.
-    fn rows_from(&self, start: usize, columns: usize) -> RowsRef<'_> {
-        match self.row {
-            RowType::Bf16 => RowsRef::Bf16 { data: &self.halves[start..], stride: columns },
-            RowType::F32 => RowsRef::F32 { data: &self.floats[start..], stride: columns },
-        }
-    }
 }
 
 /// Never shrinks: what was there once will be needed again.
@@ -106,30 +98,18 @@ pub fn compute_parts(kernels: Kernels, pool: &Pool, parts: Vec<Part<'_>>, inner:
             sink: Sink::Gate { activation: part.block.activation, out },
         })
         .collect();
-    multiply(kernels, pool, &mut tasks);
-    drop(tasks);
-    let inner = &*inner;
-    let mut start = 0;
-    let mut tasks: Vec<Task<'_>> = parts
+    let mut then: Vec<Then<'_>> = parts
         .into_iter()
-        .map(|part| {
-            let width = part.block.width();
-            let input = inner.rows_from(start, width);
-            start += part.rows * width;
-            Task {
-                weights: &part.block.down,
-                bias: part.block.down_bias.as_deref(),
-                input,
-                pick: None,
-                rows: part.rows,
-                sink: match part.out {
-                    PartOut::Whole(out) => Sink::Round(out),
-                    PartOut::Partial(out) => Sink::Store(out),
-                },
-            }
+        .map(|part| Then {
+            weights: &part.block.down,
+            bias: part.block.down_bias.as_deref(),
+            sink: match part.out {
+                PartOut::Whole(out) => Sink::Round(out),
+                PartOut::Partial(out) => Sink::Store(out),
+            },
         })
         .collect();
-    multiply(kernels, pool, &mut tasks);
+    multiply_twice(kernels, pool, &mut tasks, &mut then);
 }
 
 #[cfg(test)]
