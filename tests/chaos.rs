@@ -57,6 +57,7 @@ fn odd_wishes_are_refused() {
         (&["--nodes", "1"], "nodes"),
         (&["--faults", "replace"], "it can be done: kill, freeze"),
         (&["--soak", "--injections", "3"], "--injections"),
+        (&["--insecure", "--carrier", "quic"], "there is no QUIC without TLS"),
         (&["--compose", "/nowhere/docker-compose.yml"], "docker-compose.yml"),
         (&["--model", "/nowhere"], "/nowhere"),
     ] {

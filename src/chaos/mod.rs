@@ -27,7 +27,7 @@ use tokio::task::{JoinSet, LocalSet};
 use self::cluster::Cluster;
 use self::compose::Compose;
 use self::plan::{Fault, Injection, Plan, longest_gap, usual_gap};
-use self::processes::Processes;
+use self::processes::{CarrierName, Processes};
 use self::report::{Class, Done};
 use self::soak::Soak;
 use self::streams::{Heard, Known, listen};
@@ -106,6 +106,11 @@ pub(crate) struct Chaos {
     // The program has begun itself again in that namespace.
     #[arg(long, hide = true)]
     is_apart: bool,
+
+    /// How nodes are reached. With quic, data and weights go beside the relay that damages, delays and loses what is on its way;
+    /// with --hosts they do not.
+    #[arg(long, value_name = "NAME", default_value = "tcp", conflicts_with = "compose")]
+    carrier: CarrierName,
 
     /// Links without TLS, whose frames have checksums instead.
     #[arg(long)]
@@ -247,6 +252,9 @@ impl Chaos {
     }
 
     fn start(&self, folder: &Path, experts: usize, numeric_class: &str) -> Result<Cluster, Failure> {
+        if self.insecure && self.carrier == CarrierName::Quic {
+            return Err("--insecure: there is no QUIC without TLS; take --carrier tcp".into());
+        }
         let (nodes, model) = (self.nodes as usize, self.model.clone());
         let devices = self.devices.map_or((3 * experts).div_ceil(nodes), |devices| devices as usize);
         let replicas = self.replicas;
@@ -260,6 +268,7 @@ impl Chaos {
             nodes,
             devices,
             replicas,
+            carrier: self.carrier,
             is_insecure: self.insecure,
             has_hosts: self.hosts,
             folder: folder.to_owned(),

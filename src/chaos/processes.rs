@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use transport::security::{Authority, Issuance, Role, Utc};
 
@@ -18,6 +19,23 @@ use crate::Failure;
 use crate::answers::Random;
 use crate::bench::leftover;
 use crate::remote::{ClusterUrl, cluster_url};
+
+/// How nodes are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum CarrierName {
+    /// All lanes over TCP.
+    Tcp,
+    /// Data and weights over QUIC, which no relay is on the way of.
+    Quic,
+}
+
+/// An address, as programs are told it.
+fn at(carrier: CarrierName, address: SocketAddr) -> String {
+    match carrier {
+        CarrierName::Tcp => address.to_string(),
+        CarrierName::Quic => format!("quic:{address}"),
+    }
+}
 
 /// How long a node that was asked to leave may take.
 const LEAVE_MAX: Duration = Duration::from_secs(60);
@@ -50,6 +68,7 @@ pub(super) struct Settings {
     /// Of each node.
     pub(super) devices: usize,
     pub(super) replicas: u8,
+    pub(super) carrier: CarrierName,
     /// Links are plaintext, and frames have checksums.
     pub(super) is_insecure: bool,
     /// Nodes are hosts of their own.
@@ -104,18 +123,16 @@ impl Processes {
             false => None,
         };
         let place = if hosts.is_some() { hosts::COORDINATOR } else { Ipv4Addr::LOCALHOST };
-        let (mut coordinator, door, url) =
-            start_coordinator(&settings, "127.0.0.1:0", &format!("{place}:0"))?;
+        let door = SocketAddr::from((place, 0));
+        let (mut coordinator, door, url) = start_coordinator(&settings, "127.0.0.1:0", door)?;
         let network = || -> Result<_, Failure> {
-            let door =
-                door.parse().map_err(|_| format!("nodes are taken in at {door}, which is no address"))?;
             let network = match hosts {
                 Some(hosts) => Network::Hosts(hosts),
                 None => Network::Relay(relay::start(door, settings.nodes, settings.seed)?),
             };
-            Ok((door, network))
+            Ok(network)
         };
-        let (door, network) = network().inspect_err(|_| leftover::end_process(&mut coordinator))?;
+        let network = network().inspect_err(|_| leftover::end_process(&mut coordinator))?;
         let mut all = Self { settings, coordinator, nodes: Vec::new(), door, network, url };
         for number in 0..all.settings.nodes {
             let node = all.start_node(number)?;
@@ -141,7 +158,7 @@ impl Processes {
         words.extend(["sh", "-c", NO_SIGNAL].map(str::to_owned));
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).arg(&program).arg("--chaos-door");
-        command.args(["--coordinator", &address.to_string()]);
+        command.args(["--coordinator", &at(self.settings.carrier, address)]);
         command.args(["--name", &node_name(number), "--devices", &devices.to_string()]);
         command.args(["--numeric-class", numeric_class, "--threads", "1", "--log-level", "error"]);
         match is_insecure {
@@ -205,8 +222,8 @@ impl Processes {
             }
             Fault::Coordinator => {
                 leftover::end_process(&mut self.coordinator);
-                let (http, door) = (self.url.authority(), self.door.to_string());
-                (self.coordinator, ..) = start_coordinator(&self.settings, &http, &door)?;
+                let http = self.url.authority();
+                (self.coordinator, ..) = start_coordinator(&self.settings, &http, self.door)?;
             }
             Fault::Panic => {
                 let when = if random.below(2) == 0 { "now" } else { "batch" };
@@ -406,10 +423,10 @@ fn prepare(settings: &Settings) -> Result<(), Failure> {
 fn start_coordinator(
     settings: &Settings,
     http: &str,
-    door: &str,
-) -> Result<(Child, String, ClusterUrl), Failure> {
+    door: SocketAddr,
+) -> Result<(Child, SocketAddr, ClusterUrl), Failure> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["serve", "--http", http, "--nodes", door, "--log-level", "error"]);
+    command.args(["serve", "--http", http, "--nodes", &at(settings.carrier, door), "--log-level", "error"]);
     command.arg("--data").arg(settings.folder.join("coordinator"));
     command.args(["--numeric-class", &settings.numeric_class, "--replicas", &settings.replicas.to_string()]);
     match settings.is_insecure {
@@ -438,5 +455,12 @@ fn start_coordinator(
     };
     // What it says later is read, so that it is never held up.
     std::thread::spawn(move || lines.for_each(drop));
-    Ok((child, door, cluster_url(&url)?))
+    let where_it_is = || -> Result<_, Failure> {
+        let place = door.trim_start_matches("quic:").trim_start_matches("tcp:");
+        let place =
+            place.parse().map_err(|_| format!("nodes are taken in at {door}, which is no address"))?;
+        Ok((place, cluster_url(&url)?))
+    };
+    let (door, url) = where_it_is().inspect_err(|_| leftover::end_process(&mut child))?;
+    Ok((child, door, url))
 }
