@@ -116,8 +116,8 @@ pub(crate) struct Chaos {
     #[arg(long)]
     insecure: bool,
 
-    /// See whether memory and descriptors of all processes stay as they are: no more than 5 % growth from the second sixth of
-    /// the time to the last, or the exit code is 1. Faults that end a process are left out unless they are named.
+    /// See whether memory and descriptors of all processes stay as they are: no more than 5 % growth (or a huge page) from the
+    /// second sixth of the time to the last, or the exit code is 1. Faults that end a process are left out unless they are named.
     #[arg(long)]
     soak: bool,
 
