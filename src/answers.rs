@@ -80,6 +80,7 @@ pub(crate) async fn ask_all(
 }
 
 /// Random numbers that a seed repeats.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Random(pub(super) u64);
 
 impl Random {

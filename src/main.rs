@@ -28,7 +28,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// What went wrong, as it is shown. The exit code is 2.
+/// What went wrong, as it is shown. The exit code is 2; where something was looked for and found, 1.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Serves Mixture-of-Experts language models, one expert per device.
@@ -65,7 +65,7 @@ enum Command {
     Serve(Box<serve::Serve>),
     /// Run a cluster of full size in this process, with short rows: what it costs, and whether it answers rightly.
     Rehearse(Box<rehearse::Rehearse>),
-    /// Kill and freeze the processes of a cluster under load, and compare every answer with the one process's.
+    /// Do to a cluster under load what can befall one, and compare every answer with the one process's.
     Chaos(Box<chaos::Chaos>),
     /// Make a cluster's authority, certificates of peers and join tokens, and look at them.
     #[command(subcommand)]
@@ -73,6 +73,11 @@ enum Command {
     /// Measure kernels and models against what this machine can do.
     #[command(subcommand)]
     Bench(bench::Bench),
+}
+
+/// What the program was given, to begin it again elsewhere.
+fn arguments_given() -> impl Iterator<Item = std::ffi::OsString> {
+    std::env::args_os().skip(1)
 }
 
 /// Where the user keeps caches, if there is such a place.
@@ -121,7 +126,7 @@ fn main() -> ExitCode {
         Err(failure) if output::is_broken_pipe(&*failure) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("error: {failure}");
-            ExitCode::from(2)
+            ExitCode::from(if failure.is::<chaos::Found>() { 1 } else { 2 })
         }
     }
 }

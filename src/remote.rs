@@ -139,6 +139,17 @@ impl Remote {
         Ok(serde_json::from_slice(&self.collect(response).await?)?)
     }
 
+    /// A whole answer to a request, within [`Remote::wait`]; a refusal is an error.
+    pub(crate) async fn answer_now(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let response = self.send("POST", path, Some(body.to_string()), None).await?;
+        let status = response.status();
+        let body = serde_json::from_slice(&self.collect(response).await?).unwrap_or(Value::Null);
+        match status {
+            StatusCode::OK => Ok(body),
+            _ => Err(self.refusal(status, &body)),
+        }
+    }
+
     /// The state of the cluster.
     pub(crate) fn cluster(&self) -> Result<Value, Failure> {
         let (status, state) = self.get("/cluster")?;

@@ -70,7 +70,7 @@ impl Opened {
     /// Opens a model that is compiled in.
     pub fn embedded(name: &str, config: &[u8], weights: &'static [u8]) -> Result<Self, LoadError> {
         let spec = family::spec(&Config::parse(&Path::new(name).join("config.json"), config)?)?;
-        let checkpoint = Checkpoint::embedded(&format!("{name}/model.safetensors"), weights)?;
+        let checkpoint = Checkpoint::in_memory(Path::new(&format!("{name}/model.safetensors")), weights)?;
         Ok(Self::new(spec, checkpoint, Digest::of(config)))
     }
 

@@ -8,12 +8,15 @@
 //! An expert lies in `experts/<digest of config.json>/<layer>-<expert>/model.safetensors`. It is written under another
 //! name, synced, and renamed only when it is whole and its digest is what was ordered; found again, it is hashed before
 //! it is used. So what is half-written or damaged is never used, whenever the node was stopped.
+//!
+//! The disk is a cache. One that is full, or cannot be written for another reason, costs no expert: it is received into memory,
+//! packed from there, and received again at the node's next start.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -155,6 +158,8 @@ pub struct FetchCount {
     pub kept: u64,
     /// Experts found on disk that were damaged, and received again.
     pub damaged: u64,
+    /// Experts received that the disk did not take, and that were used all the same.
+    pub unkept: u64,
 }
 
 /// Brings experts of one model from coordinators, through a folder.
@@ -169,14 +174,63 @@ pub struct Fetcher {
     busy: Mutex<HashSet<ExpertId>>,
     news: Condvar,
     count: Mutex<FetchCount>,
+    /// That the disk takes nothing has been said, and nothing been kept since.
+    is_disk_said: AtomicBool,
 }
 
 /// Why an expert was not received.
 enum Failed {
     /// Not by this link; perhaps by another.
     LinkEnded,
+    /// The disk does not take it, in words; memory may.
+    Disk(String),
     /// In words.
     Because(String),
+}
+
+impl Failed {
+    fn words(self) -> String {
+        match self {
+            Failed::LinkEnded => "the link ended while it came".to_owned(),
+            Failed::Disk(why) | Failed::Because(why) => why,
+        }
+    }
+}
+
+/// Where an expert's bytes go as they come.
+enum Shelf<'a> {
+    Disk { part: &'a Path, file: &'a mut File },
+    Memory(&'a mut Vec<u8>),
+}
+
+impl Shelf<'_> {
+    fn disk(part: &Path, why: std::io::Error) -> Failed {
+        Failed::Disk(format!(
+            "{}: {why}; make room there, or give the node another data folder",
+            part.display()
+        ))
+    }
+
+    /// A try before this one may have left something.
+    fn clear(&mut self) -> Result<(), Failed> {
+        match self {
+            Shelf::Disk { part, file } => rewind(file).map_err(|why| Self::disk(part, why)),
+            Shelf::Memory(bytes) => {
+                bytes.clear();
+                Ok(())
+            }
+        }
+    }
+
+    fn add(&mut self, bytes: &[u8]) -> Result<(), Failed> {
+        match self {
+            Shelf::Disk { part, file } => file.write_all(bytes).map_err(|why| Self::disk(part, why)),
+            Shelf::Memory(all) => {
+                all.extend_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
 }
 
 impl From<String> for Failed {
@@ -198,6 +252,7 @@ impl Fetcher {
             busy: Mutex::default(),
             news: Condvar::new(),
             count: Mutex::default(),
+            is_disk_said: AtomicBool::new(false),
         }
     }
 
@@ -247,90 +302,121 @@ impl Fetcher {
     }
 
     fn open(&self, folder: &Path) -> Result<Arc<Opened>, String> {
-        let checkpoint = Checkpoint::open(folder).map_err(in_words)?;
-        let spec = Arc::clone(&self.spec);
-        Ok(Arc::new(Opened { spec, checkpoint, config_digest: self.config, dense_out: true }))
+        Ok(self.opened(Checkpoint::open(folder).map_err(in_words)?))
     }
 
-    /// Receives an expert into its place.
+    fn opened(&self, checkpoint: Checkpoint) -> Arc<Opened> {
+        let spec = Arc::clone(&self.spec);
+        Arc::new(Opened { spec, checkpoint, config_digest: self.config, dense_out: true })
+    }
+
+    /// Receives an expert into its place, or into memory where the disk does not take it. What a disk has refused is received
+    /// again from its beginning: a full one refuses the first bytes.
     fn receive(&self, expert: ExpertId, digest: Option<[u8; 32]>) -> Result<Fetched, String> {
+        match self.receive_onto_disk(expert, digest) {
+            Ok(fetched) => {
+                self.is_disk_said.store(false, Ordering::Relaxed);
+                Ok(fetched)
+            }
+            Err(Failed::Disk(why)) => {
+                if !self.is_disk_said.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%why, "experts cannot be kept on disk: they are used from memory, and received again at the next start");
+                }
+                let fetched = self.receive_into_memory(expert, digest).map_err(Failed::words)?;
+                self.counting().unkept += 1;
+                Ok(fetched)
+            }
+            Err(other) => Err(other.words()),
+        }
+    }
+
+    fn receive_onto_disk(&self, expert: ExpertId, digest: Option<[u8; 32]>) -> Result<Fetched, Failed> {
         let folder = self.folder_of(expert);
         let part = folder.join(PART);
-        let disk = |what: &Path, why: std::io::Error| {
-            format!("{}: {why}; make room there, or give the node another data folder", what.display())
-        };
-        fs::create_dir_all(&folder).map_err(|why| disk(&folder, why))?;
+        fs::create_dir_all(&folder).map_err(|why| Shelf::disk(&folder, why))?;
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&part);
-        let mut file = file.map_err(|why| disk(&part, why))?;
+        let mut file = file.map_err(|why| Shelf::disk(&part, why))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(format!(
+                return Err(Failed::Because(format!(
                     "{}: another process receives it; give every node a data folder of its own",
                     part.display()
-                ));
+                )));
             }
-            Err(TryLockError::Error(why)) => return Err(disk(&part, why)),
+            Err(TryLockError::Error(why)) => return Err(Shelf::disk(&part, why)),
         }
-        let received = self.write(expert, digest, &mut file, |why| disk(&part, why));
-        let found = received.inspect_err(|_| {
+        let received = self.write(expert, digest, &mut Shelf::Disk { part: &part, file: &mut file });
+        let synced = received.and_then(|found| match file.sync_all() {
+            Ok(()) => Ok(found),
+            Err(why) => Err(Shelf::disk(&part, why)),
+        });
+        let found = synced.inspect_err(|_| {
             // What is left of it is overwritten by the next try.
             let _ = fs::remove_file(&part);
         })?;
-        fs::rename(&part, folder.join(FILE)).map_err(|why| disk(&part, why))?;
-        File::open(&folder).and_then(|folder| folder.sync_all()).map_err(|why| disk(&folder, why))?;
+        fs::rename(&part, folder.join(FILE)).map_err(|why| Shelf::disk(&part, why))?;
+        let synced = File::open(&folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|why| Shelf::disk(&folder, why))?;
 
         let opened = self.open(&folder)?;
-        let placed = ExpertFile::open(&opened.checkpoint, &self.spec, expert).map_err(in_words)?;
-        if !placed.is_in_place().map_err(in_words)? {
-            fs::remove_file(folder.join(FILE)).map_err(|why| disk(&folder, why))?;
-            return Err("its tensors came in another order than they are hashed in".to_owned());
-        }
+        self.check_order(&opened, expert).inspect_err(|_| {
+            // Found again, it would be refused by its digest.
+            let _ = fs::remove_file(folder.join(FILE));
+        })?;
         Ok(Fetched { opened, known: Some(found) })
     }
 
-    /// Asks for an expert and writes what comes, until it is whole, right, and on disk.
+    fn receive_into_memory(&self, expert: ExpertId, digest: Option<[u8; 32]>) -> Result<Fetched, Failed> {
+        let mut bytes = Vec::new();
+        let found = self.write(expert, digest, &mut Shelf::Memory(&mut bytes))?;
+        let name = self.folder_of(expert).join(FILE);
+        let opened = self.opened(Checkpoint::in_memory(&name, bytes).map_err(in_words)?);
+        self.check_order(&opened, expert)?;
+        Ok(Fetched { opened, known: Some(found) })
+    }
+
+    fn check_order(&self, opened: &Opened, expert: ExpertId) -> Result<(), String> {
+        let placed = ExpertFile::open(&opened.checkpoint, &self.spec, expert).map_err(in_words)?;
+        match placed.is_in_place().map_err(in_words)? {
+            true => Ok(()),
+            false => Err("its tensors came in another order than they are hashed in".to_owned()),
+        }
+    }
+
+    /// Asks for an expert and puts what comes on the shelf, until it is whole and right.
     fn write(
         &self,
         expert: ExpertId,
         digest: Option<[u8; 32]>,
-        file: &mut File,
-        disk: impl Fn(std::io::Error) -> String,
-    ) -> Result<Digest, String> {
+        shelf: &mut Shelf<'_>,
+    ) -> Result<Digest, Failed> {
         for _ in 0..LINKS_MAX {
             let Some(open) = self.asks.ask(expert) else {
-                return Err("no coordinator is linked that could be asked for it".to_owned());
+                return Err("no coordinator is linked that could be asked for it".to_owned().into());
             };
-            match self.stream(&open?, expert, file, &disk) {
+            match self.stream(&open?, expert, shelf) {
                 Ok(found) => {
                     if let Some(wanted) = digest.filter(|wanted| wanted != found.0.as_bytes()) {
                         let wanted = Digest::from(wanted);
-                        return Err(format!(
+                        return Err(Failed::Because(format!(
                             "what came has digest {found}, the order says {wanted}; run `phalanx inspect DIR --digests` \
                              on the coordinator's copy of the checkpoint"
-                        ));
+                        )));
                     }
-                    file.sync_all().map_err(&disk)?;
                     return Ok(found);
                 }
                 Err(Failed::LinkEnded) => {
                     tracing::info!(%expert, "the link ended while it came, asking again")
                 }
-                Err(Failed::Because(why)) => return Err(why),
+                Err(other) => return Err(other),
             }
         }
-        Err(format!("{LINKS_MAX} links ended while it came"))
+        Err(Failed::Because(format!("{LINKS_MAX} links ended while it came")))
     }
 
-    fn stream(
-        &self,
-        open: &Open<'_>,
-        expert: ExpertId,
-        file: &mut File,
-        disk: &impl Fn(std::io::Error) -> String,
-    ) -> Result<Digest, Failed> {
-        // A try before this one may have left something.
-        rewind(file).map_err(disk)?;
+    fn stream(&self, open: &Open<'_>, expert: ExpertId, shelf: &mut Shelf<'_>) -> Result<Digest, Failed> {
+        shelf.clear()?;
         let mut arriving = ArrivingExpert::new(ExpertFile::bytes_max(&self.spec, expert.layer as usize));
         let (began, mut said) = (Instant::now(), Instant::now());
         while !arriving.is_whole() {
@@ -353,7 +439,7 @@ impl Fetcher {
                 }
             };
             arriving.handle_bytes(&frame.payload).map_err(in_words)?;
-            file.write_all(&frame.payload).map_err(disk)?;
+            shelf.add(&frame.payload)?;
             self.counting().bytes += frame.payload.len() as u64;
             if said.elapsed() >= SAY_EVERY {
                 said = Instant::now();

@@ -2,6 +2,7 @@
 //! settings and signals read.
 
 mod assemble;
+mod door;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,6 +32,11 @@ struct Arguments {
     #[arg(long, value_name = "FILE", env = "PHALANX_NODE_CONFIG")]
     config: Option<PathBuf>,
 
+    /// Take commands of `phalanx chaos` on standard input, from whoever started this process: fell an expert, set the clock.
+    // Not a setting: neither a file nor a variable may open it.
+    #[arg(long, hide = true)]
+    chaos_door: bool,
+
     #[command(flatten)]
     settings: Config,
 }
@@ -40,17 +46,17 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
-    let Arguments { config, settings } = arguments;
+    let Arguments { config, chaos_door, settings } = arguments;
     let config = program::begin(&Arguments::command(), settings, config.as_deref(), "phalanx_node")?;
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let node = waiting.block_on(serve(config))?;
+    let node = waiting.block_on(serve(config, chaos_door))?;
     // Links are closed by the time that threads end.
     drop(node);
     Ok(())
 }
 
 /// Until somebody wants it to end.
-async fn serve(config: Config) -> Result<Option<Assembled>, Failure> {
+async fn serve(config: Config, has_door: bool) -> Result<Option<Assembled>, Failure> {
     // Before anything stands that a signal would have to take down.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     // It may wait long for somebody who takes its join token.
@@ -62,9 +68,16 @@ async fn serve(config: Config) -> Result<Option<Assembled>, Failure> {
     if let Some((tls, folder, links)) = assembled.renewal() {
         tokio::spawn(renewal::keep(tls, folder, links, Utc::now));
     }
+    let obeyed = async {
+        match has_door {
+            true => door::serve(assembled.node()).await,
+            false => std::future::pending().await,
+        }
+    };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = obeyed => {}
     }
     tracing::info!("leaving; once more, and the node stops at once");
     tokio::select! {

@@ -1,7 +1,8 @@
-//! What a measurement must not leave behind when somebody interrupts it: folders of gigabytes, and processes of nodes.
+//! What a measurement must not leave behind when somebody interrupts it: folders of gigabytes, processes of nodes, and what
+//! others have started for it.
 
 use std::path::PathBuf;
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -16,6 +17,23 @@ const INTERRUPTED: i32 = 130;
 enum Leftover {
     Folder(PathBuf),
     Process(Pid),
+    Command(Undo),
+}
+
+/// A command that takes down what another has put up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Undo {
+    pub(crate) words: Vec<String>,
+    pub(crate) variables: Vec<(&'static str, String)>,
+}
+
+impl Undo {
+    fn run(&self) {
+        let mut command = Command::new(&self.words[0]);
+        command.args(&self.words[1..]).envs(self.variables.iter().cloned());
+        // What stays is a nuisance, not a failure of what was measured.
+        let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
 }
 
 static ALL: Mutex<Vec<Leftover>> = Mutex::new(Vec::new());
@@ -53,6 +71,17 @@ pub(crate) fn end_process(child: &mut Child) {
     let _ = child.wait();
 }
 
+/// Something stands that a command takes down.
+pub(crate) fn add_command(undo: Undo) {
+    add(Leftover::Command(undo));
+}
+
+/// Takes it down.
+pub(crate) fn run_command(undo: Undo) {
+    undo.run();
+    forget(&Leftover::Command(undo));
+}
+
 /// From now on an interrupt or a polite kill ends all of that, and the program.
 pub(crate) fn watch() -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -73,6 +102,7 @@ pub(crate) fn watch() -> Result<(), Failure> {
             match what {
                 Leftover::Process(pid) => drop(kill_process(*pid, Signal::KILL)),
                 Leftover::Folder(folder) => drop(std::fs::remove_dir_all(folder)),
+                Leftover::Command(undo) => undo.run(),
             }
         }
         std::process::exit(INTERRUPTED);

@@ -1,7 +1,8 @@
 //! Those who are being answered all the time, and know what every answer must be.
 //!
 //! One asks again where it was cut off, as every client of ours may: an answer is a function of its request, so what it has
-//! heard already comes again, is compared again, and only what is new counts as news.
+//! heard already comes again, is compared again, and only what is new counts as news. Most have their answers as streams; some
+//! ask for them whole, and send again what was cut.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -32,12 +33,20 @@ pub(super) struct Heard {
     pub(super) news: Vec<Vec<Instant>>,
     pub(super) answered: usize,
     pub(super) asked_again: usize,
-    /// In words.
-    pub(super) lost: Vec<String>,
-    pub(super) different: Vec<String>,
+    pub(super) lost: Vec<Wrong>,
+    pub(super) different: Vec<Wrong>,
 }
 
-/// One stream, until it is to stop.
+/// An answer that did not come, or is not what it must be.
+#[derive(Debug)]
+pub(super) struct Wrong {
+    /// When the last came that was right.
+    pub(super) since: Instant,
+    /// In words.
+    pub(super) what: String,
+}
+
+/// One of those who ask, until they are to stop. Whoever has a place among the streams of `heard` is one.
 pub(super) async fn listen(
     number: usize,
     remote: Rc<Remote>,
@@ -46,19 +55,31 @@ pub(super) async fn listen(
     stop: Rc<Cell<bool>>,
     seed: u64,
 ) {
+    let is_stream = number < heard.borrow().news.len();
     let mut random = Random(seed ^ (number as u64 + 1) << 40);
     while !stop.get() {
         let which = random.below(known.questions.len() as u32) as usize;
-        let mut listener = Listener { number, which, known: &known, heard: &heard, most: 0 };
-        match listener.listen(&remote).await {
-            Ok(()) => heard.borrow_mut().answered += 1,
-            Err(Wrong::Different(what)) => heard.borrow_mut().different.push(what),
-            Err(Wrong::Lost(why)) => heard.borrow_mut().lost.push(why),
+        let mut listener = Listener {
+            number,
+            which,
+            is_stream,
+            known: &known,
+            heard: &heard,
+            most: 0,
+            last_news: Instant::now(),
+        };
+        let ended = listener.listen(&remote).await;
+        let since = listener.last_news;
+        let mut heard = heard.borrow_mut();
+        match ended {
+            Ok(()) => heard.answered += 1,
+            Err(Ending::Different(what)) => heard.different.push(Wrong { since, what }),
+            Err(Ending::Lost(what)) => heard.lost.push(Wrong { since, what }),
         }
     }
 }
 
-enum Wrong {
+enum Ending {
     Different(String),
     Lost(String),
 }
@@ -66,32 +87,31 @@ enum Wrong {
 struct Listener<'a> {
     number: usize,
     which: usize,
+    is_stream: bool,
     known: &'a Known,
     heard: &'a RefCell<Heard>,
     /// Tokens that it has heard at most, of one attempt or another.
     most: usize,
+    last_news: Instant,
 }
 
 impl Listener<'_> {
     /// One answer, to its end.
-    async fn listen(&mut self, remote: &Remote) -> Result<(), Wrong> {
+    async fn listen(&mut self, remote: &Remote) -> Result<(), Ending> {
         let mut wait = AGAIN_MIN;
-        let mut last_news = Instant::now();
         loop {
             let before = self.most;
             match self.attempt(remote).await {
                 Ok(()) => return Ok(()),
-                Err(Stopped::Different(what)) => return Err(Wrong::Different(what)),
+                Err(Stopped::Different(what)) => return Err(Ending::Different(what)),
                 Err(Stopped::Cut(why)) => {
                     if self.most > before {
-                        (last_news, wait) = (Instant::now(), AGAIN_MIN);
+                        wait = AGAIN_MIN;
                     }
-                    if last_news.elapsed() > LOST_AFTER {
-                        let seconds = LOST_AFTER.as_secs();
-                        return Err(Wrong::Lost(format!(
-                            "stream {}: nothing new for {seconds} s: {why}",
-                            self.number
-                        )));
+                    if self.last_news.elapsed() > LOST_AFTER {
+                        let (number, seconds) = (self.number, LOST_AFTER.as_secs());
+                        let message = format!("stream {number}: nothing new for {seconds} s: {why}");
+                        return Err(Ending::Lost(message));
                     }
                     self.heard.borrow_mut().asked_again += 1;
                     tokio::time::sleep(wait).await;
@@ -106,11 +126,10 @@ impl Listener<'_> {
         let (question, expected) = (&known.questions[which], &known.answers[which]);
         let body = json!({
             "prompt": question.prompt, "max_tokens": question.tokens_max, "temperature": 0, "ignore_eos": true,
-            "logprobs": 0, "stream": true, "phalanx": { "return_token_ids": true },
+            "logprobs": 0, "stream": self.is_stream, "phalanx": { "return_token_ids": true },
         });
         let (mut count, mut different) = (0, None);
-        let result = remote.events("/v1/completions", &body, |event| {
-            let event: Value = serde_json::from_str(event)?;
+        let take = |event: &Value| -> Result<(), Failure> {
             if let Some(message) = event["error"]["message"].as_str() {
                 return Err(message.into());
             }
@@ -132,12 +151,15 @@ impl Listener<'_> {
                 count += 1;
                 if count > self.most {
                     self.most = count;
-                    self.heard.borrow_mut().news[self.number].push(Instant::now());
+                    self.last_news = Instant::now();
+                    if let Some(news) = self.heard.borrow_mut().news.get_mut(self.number) {
+                        news.push(self.last_news);
+                    }
                 }
             }
             Ok(())
-        });
-        let result: Result<(), Failure> = result.await;
+        };
+        let result = ask(remote, &body, self.is_stream, take).await;
         match (result, different) {
             (_, Some(what)) => Err(Stopped::Different(what)),
             (Err(why), None) => Err(Stopped::Cut(why.to_string())),
@@ -148,6 +170,20 @@ impl Listener<'_> {
                 Err(Stopped::Different(message))
             }
         }
+    }
+}
+
+/// Asks once, and takes what comes, in pieces or as a whole.
+async fn ask(
+    remote: &Remote,
+    body: &Value,
+    is_stream: bool,
+    mut take: impl FnMut(&Value) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    const PATH: &str = "/v1/completions";
+    match is_stream {
+        true => remote.events(PATH, body, |event| take(&serde_json::from_str(event)?)).await,
+        false => take(&remote.answer_now(PATH, body).await?),
     }
 }
 

@@ -17,6 +17,7 @@ pub use plane::{Plane, Reader, Scales, Values, extract_vector, vector, vector_sl
 pub use source::Source;
 pub use synthetic::Synthetic;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -132,8 +133,8 @@ impl Checkpoint {
     }
 
     /// A checkpoint of one safetensors file that is in memory, as the embedded model is.
-    pub fn embedded(name: &str, bytes: &'static [u8]) -> Result<Self, CheckpointError> {
-        Self::of_files(Path::new(name), vec![Source::embedded(name, bytes)], None)
+    pub fn in_memory(name: &Path, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self, CheckpointError> {
+        Self::of_files(name, vec![Source::in_memory(name, bytes)], None)
     }
 
     fn of_files(

@@ -1,5 +1,6 @@
-//! One file of weights: on disk, embedded in the program, or made up as it is read.
+//! One file of weights: on disk, in memory, or made up as it is read.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ pub struct Source {
 #[derive(Debug)]
 enum Bytes {
     Disk(File),
-    Embedded(&'static [u8]),
+    Memory(Cow<'static, [u8]>),
     Synthetic(Generator),
 }
 
@@ -38,10 +39,10 @@ impl Source {
         Ok(Self { path: path.to_path_buf(), length: metadata.len(), bytes: Bytes::Disk(file) })
     }
 
-    /// A file that was compiled in.
-    pub fn embedded(name: &str, bytes: &'static [u8]) -> Self {
-        let length = bytes.len() as u64;
-        Self { path: PathBuf::from(name), length, bytes: Bytes::Embedded(bytes) }
+    /// A file that was compiled in, or came from elsewhere and is on no disk.
+    pub fn in_memory(name: &Path, bytes: impl Into<Cow<'static, [u8]>>) -> Self {
+        let bytes = bytes.into();
+        Self { path: name.to_path_buf(), length: bytes.len() as u64, bytes: Bytes::Memory(bytes) }
     }
 
     /// A file of random weights that does not exist.
@@ -49,7 +50,7 @@ impl Source {
         Self { path: PathBuf::from(name), length, bytes: Bytes::Synthetic(generator) }
     }
 
-    /// Its path, or the name of the embedded model.
+    /// Its path, or its name if it is on no disk.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -92,7 +93,7 @@ impl Source {
                 generator.fill(offset, buffer);
                 Ok(())
             }
-            Bytes::Embedded(bytes) => {
+            Bytes::Memory(bytes) => {
                 let start = offset as usize;
                 match bytes.get(start..start + buffer.len()) {
                     Some(part) => buffer.copy_from_slice(part),

@@ -4,9 +4,10 @@
 //! fault when the file is cut short. The system gives zeroed pages when they are first written, so a
 //! region costs nothing until it is filled, and padding needs no writing.
 
+use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Alignment of every part that is taken.
 pub(super) const ALIGN: usize = 64;
@@ -76,12 +77,52 @@ impl Drop for Mapping {
     }
 }
 
-/// The mapping that is being shared, and how much of it has been. What is given up is never given out again, so all of it
-/// is zero when it is taken; the system has its pages back at once, and the addresses when the last has gone.
+/// The mapping that is being shared, and how much of it has been.
 static SHARING: Mutex<Option<(Arc<Mapping>, usize)>> = Mutex::new(None);
+
+/// Places that were given up in mappings that others still lie in, by their bytes. The system has their pages back, so they are
+/// zero when they are taken again. They are taken first: experts that come and go would else be strewn over ever more huge
+/// pages, each of which the system keeps whole for the one that is left in it.
+static GIVEN_UP: Mutex<BTreeMap<usize, Vec<Place>>> = Mutex::new(BTreeMap::new());
+
+struct Place {
+    mapping: Weak<Mapping>,
+    /// From the mapping's start.
+    offset: usize,
+}
+
+/// A place of that size that somebody gave up.
+fn take_again(bytes: usize) -> Option<(Arc<Mapping>, NonNull<u8>)> {
+    let mut given_up = GIVEN_UP.lock().unwrap_or_else(PoisonError::into_inner);
+    let places = given_up.get_mut(&bytes)?;
+    while let Some(place) = places.pop() {
+        // The last that lay there may have gone, and the mapping with it.
+        if let Some(mapping) = place.mapping.upgrade() {
+            // SAFETY: a region of that mapping began there.
+            let start = unsafe { mapping.start.add(place.offset) };
+            return Some((mapping, start));
+        }
+    }
+    given_up.remove(&bytes);
+    None
+}
+
+/// From now on it may be taken again.
+fn give_up(bytes: usize, mapping: &Arc<Mapping>, start: NonNull<u8>) {
+    let offset = start.as_ptr() as usize - mapping.start.as_ptr() as usize;
+    let place = Place { mapping: Arc::downgrade(mapping), offset };
+    let mut given_up = GIVEN_UP.lock().unwrap_or_else(PoisonError::into_inner);
+    let places = given_up.entry(bytes).or_default();
+    // No more are kept than there are mappings for.
+    places.retain(|place| place.mapping.strong_count() > 0);
+    places.push(place);
+}
 
 /// `bytes`, whole small pages, in a mapping with others.
 fn share(bytes: usize) -> (Arc<Mapping>, NonNull<u8>) {
+    if let Some(taken) = take_again(bytes) {
+        return taken;
+    }
     let mut sharing = SHARING.lock().unwrap_or_else(PoisonError::into_inner);
     let (mapping, used) = match sharing.take() {
         Some((mapping, used)) if used + bytes <= STRETCH => (mapping, used),
@@ -173,7 +214,10 @@ impl Drop for Region {
             let bytes = self.bytes.next_multiple_of(SMALL);
             // SAFETY: whole pages that were given to this region alone, and nothing refers to them any more. If it is
             // refused the pages go with their mapping.
-            unsafe { libc::madvise(self.start.as_ptr().cast(), bytes, libc::MADV_DONTNEED) };
+            let refused = unsafe { libc::madvise(self.start.as_ptr().cast(), bytes, libc::MADV_DONTNEED) };
+            if refused == 0 {
+                give_up(bytes, &self.mapping, self.start);
+            }
         }
     }
 }
@@ -190,6 +234,30 @@ pub struct Part {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Experts that come and go lie where others of their size lay, and what is left of a mapping is none's.
+    #[test]
+    fn places_are_taken_again() {
+        let bytes = (1 << 20) + 3 * SMALL;
+        let mut regions: Vec<Region> = (0..10).map(|_| Region::new(bytes)).collect();
+        let place = |region: &Region| region.as_ptr() as usize;
+        let places: Vec<usize> = regions.iter().map(place).collect();
+        for turn in 0..300 {
+            let gone = regions.swap_remove(turn * 7 % 10);
+            // SAFETY: the region's own bytes.
+            unsafe { gone.as_ptr().write_bytes(0xff, gone.bytes()) };
+            drop(gone);
+            let region = Region::new(bytes);
+            // SAFETY: as above.
+            let found = unsafe { std::slice::from_raw_parts(region.as_ptr(), region.bytes()) };
+            assert!(places.contains(&place(&region)) && found.iter().all(|byte| *byte == 0));
+            regions.push(region);
+        }
+        // Another size has another place.
+        drop(regions.pop());
+        let other = Region::new(bytes + SMALL);
+        assert!(!places.contains(&place(&other)));
+    }
 
     /// Small ones lie together, each zero at first whatever was there before, and large ones begin a huge page.
     #[test]

@@ -1,6 +1,6 @@
 //! `phalanx-node` as a person has it: what it says of bad settings, and how it ends.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -218,6 +218,52 @@ fn a_node_joins_by_a_token_and_comes_back_with_its_certificate() {
         let (coordinator, _) = door.joined(&truth).await;
         assert_eq!(coordinator.peer.hello().peer.name, "n7");
         serve_and_leave(truth, coordinator, node).await;
+    });
+}
+
+/// Who started it can fell an expert of it, which is back at once; a file or a variable opens no such door.
+#[test]
+fn a_door_of_chaos_is_open_to_whoever_started_the_node() {
+    let (mut truth, numeric) = truth();
+    let folder = Folder::new("door");
+    let file = folder.path("node.toml");
+    std::fs::write(&file, "coordinator = 'c0:7000'\nchaos_door = true\n").unwrap();
+    let output = command(&["--config", &file]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("unknown field `chaos_door`"), "{said}");
+    let output = command(&["--coordinator", "c0:1"]).env("PHALANX_NODE_CHAOS_DOOR", "true").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("PHALANX_NODE_CHAOS_DOOR is unknown"), "{said}");
+    run(async {
+        let mut door = plain_door(numeric).await;
+        let (model, address) = (demo().display().to_string(), door.address.clone());
+        let mut command =
+            command(&["--chaos-door", "--coordinator", &address, "--model", &model, "--name", "n0"]);
+        command.args(["--insecure", "--memory", "64M", "--numeric-class", "portable", "--threads", "1"]);
+        let mut node = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let (mut input, output) = (node.0.stdin.take().unwrap(), node.0.stdout.take().unwrap());
+        let mut output = BufReader::new(output).lines();
+        let mut ask = move |line: &str| {
+            writeln!(input, "{line}").unwrap();
+            output.next().unwrap().unwrap()
+        };
+        let (mut coordinator, _) = door.joined(&truth).await;
+        let (layer, experts) = truth.layer();
+        assert_eq!(ask("actors"), "actors");
+        coordinator.hold(1, 1, (0..experts).map(|expert| truth.assignment(layer, expert, 0)).collect()).await;
+        let rows = truth.rows(&mut Random::new(1), 5);
+        coordinator.check(&mut truth, layer, &rows, &[(1, vec![0, 4])]).await;
+        let names: Vec<String> = (0..experts).map(|expert| format!("{layer}.{expert}.0.0")).collect();
+        assert_eq!(ask("actors"), format!("actors {}", names.join(" ")));
+        assert_eq!(ask(&format!("panic {} now", names[1])), "done");
+        let ToCoordinator::Fallen(fallen) = coordinator.news().await else { panic!("nobody fell") };
+        assert_eq!((fallen.actor.expert, fallen.restarts, fallen.is_lost), (1, 1, false));
+        coordinator.check(&mut truth, layer, &rows, &[(1, vec![0, 4]), (2, vec![1])]).await;
+        assert_eq!(ask("panic 9.9.9.9 now"), "error: there is no such actor");
+        assert_eq!(ask("clock 3600"), "done");
+        assert!(ask("clock").starts_with("error: `clock` is none of: actors;"));
+        assert!(ask(&"x".repeat(300)).starts_with("error: "));
+        node.signal("-KILL");
     });
 }
 

@@ -114,6 +114,14 @@ pub enum Broken {
         /// The next one.
         expected: u64,
     },
+    /// It says that it has heard more heartbeats than there were.
+    #[error("it has heard {heard} heartbeats, {sent} were sent")]
+    HeardUnsent {
+        /// As it says.
+        heard: u64,
+        /// As many as there were.
+        sent: u64,
+    },
     /// More dispatches than it may have in flight.
     #[error("it has sent more than {max} dispatches that wait for their returns")]
     InFlight {

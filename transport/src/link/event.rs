@@ -27,12 +27,12 @@ pub enum Event {
         /// Its id.
         dispatch: u64,
     },
-    /// The peer is silent for longer than its rhythm explains. Nothing is lost yet.
+    /// The peer is silent for longer than its rhythm explains, or says that this end is. Nothing is lost yet.
     Late {
         /// For so long.
         silent: Duration,
     },
-    /// The peer that was late is heard again.
+    /// The peer that was late is heard again, and hears.
     Awake,
     /// The peer wants to end in order: no new dispatches on this link.
     DrainAsked,

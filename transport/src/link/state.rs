@@ -16,7 +16,7 @@ use super::event::Event;
 use super::handshake::{self, Local};
 use super::id_map::IdMap;
 use super::in_flight::{InFlight, SEARCH_MAX};
-use super::rhythm::{Judgement, Rhythm};
+use super::rhythm::{Heard, Judgement, Rhythm};
 use crate::carrier::Vouched;
 use crate::wire::PerLane;
 use crate::wire::cluster::Cluster;
@@ -229,7 +229,7 @@ impl Link {
             if std::mem::take(&mut self.beat_due) {
                 let sequence = self.beats_sent;
                 self.beats_sent += 1;
-                return Some(Control::Heartbeat { sequence });
+                return Some(Control::Heartbeat { sequence, heard: self.beats_heard });
             }
             for lane in Lane::ALL {
                 if let Some(total) = self.receiving[lane].poll_grant() {
@@ -334,13 +334,24 @@ impl Link {
         if attaching && !matches!(message, Control::Refused(_) | Control::Close(_)) {
             return Err(self.unexpected(&message));
         }
-        let awake = match (&mut self.rhythm, &message) {
-            (Some(rhythm), Control::Heartbeat { .. }) => rhythm.handle_beat(now),
-            (Some(rhythm), _) => rhythm.handle_heard(now),
-            (None, _) => false,
+        let unheard = |heard: u64| self.beats_sent.saturating_sub(heard);
+        let news = match (&mut self.rhythm, &message) {
+            (Some(rhythm), Control::Heartbeat { heard, .. }) => rhythm.handle_beat(unheard(*heard), now),
+            (Some(rhythm), _) => match rhythm.handle_heard(now) {
+                true => Heard::Awake,
+                false => Heard::Same,
+            },
+            (None, _) => Heard::Same,
         };
-        if awake {
-            self.events.push_back(Event::Awake);
+        match (news, &message) {
+            (Heard::Awake, _) => self.events.push_back(Event::Awake),
+            (Heard::Deaf, Control::Heartbeat { heard, .. }) => {
+                self.counters.late += 1;
+                let beats = u32::try_from(self.beats_sent.saturating_sub(*heard)).unwrap_or(u32::MAX);
+                let silent = self.limits.heartbeat_every.saturating_mul(beats);
+                self.events.push_back(Event::Late { silent });
+            }
+            _ => {}
         }
         match message {
             Control::Refused(refusal) if accepted && !confirmed => {
@@ -348,7 +359,7 @@ impl Link {
                 Ok(())
             }
             Control::Close(reason) => self.take_close(reason),
-            Control::Heartbeat { sequence } => self.take_beat(sequence),
+            Control::Heartbeat { sequence, heard } => self.take_beat(sequence, heard),
             Control::Grant { lane, total } => {
                 if self.sending[lane].grant(lane, total)? {
                     self.events.push_back(Event::Writable(lane));
@@ -360,8 +371,11 @@ impl Link {
         }
     }
 
-    fn take_beat(&mut self, sequence: u64) -> Result<(), Broken> {
-        let expected = self.beats_heard;
+    fn take_beat(&mut self, sequence: u64, heard: u64) -> Result<(), Broken> {
+        let (expected, sent) = (self.beats_heard, self.beats_sent);
+        if heard > sent {
+            return Err(Broken::HeardUnsent { heard, sent });
+        }
         if sequence != expected {
             return Err(Broken::Heartbeat { sequence, expected });
         }

@@ -56,7 +56,13 @@ impl Schedule {
 
     /// What to do at `now`.
     pub fn poll_next(&self, now: Utc) -> Next {
-        if now >= self.due { Next::Ask } else { Next::Wait(self.due.since(now).min(WAIT_MAX)) }
+        // No pause after a failure is longer: the clock was ahead when it failed, and has been set back since. What was put
+        // off by that clock may be months away, and the certificate ends before.
+        let was_ahead = self.failures > 0 && self.due.since(now) > RETRY_MAX;
+        match now >= self.due || was_ahead {
+            true => Next::Ask,
+            false => Next::Wait(self.due.since(now).min(WAIT_MAX)),
+        }
     }
 
     /// It came to nothing.
@@ -259,5 +265,18 @@ mod tests {
         );
         assert_eq!(schedule.poll_next(Utc(schedule.due.0 - 1)), Next::Wait(Duration::from_secs(1)));
         assert_eq!(schedule.poll_next(schedule.due), Next::Ask);
+    }
+
+    /// A clock that was months ahead for a moment, in which nobody renewed anything, puts nothing off for months.
+    #[test]
+    fn a_clock_that_was_ahead_puts_nothing_off() {
+        let mut schedule = schedule();
+        let ahead = START.plus(Duration::from_secs(100 * 86_400));
+        assert_eq!(schedule.poll_next(ahead), Next::Ask);
+        schedule.handle_failed(ahead);
+        assert_eq!(schedule.poll_next(ahead), Next::Wait(RETRY_FIRST));
+        assert_eq!(schedule.poll_next(START), Next::Ask, "it was due long before that");
+        schedule.handle_failed(START);
+        assert_eq!(schedule.poll_next(START), Next::Wait(2 * RETRY_FIRST));
     }
 }

@@ -1,11 +1,15 @@
 //! Times of day, as certificates have them: whole seconds of UTC.
 //!
-//! Pure but for [`Utc::now`]. Links never compare clocks; certificates must, so messages about them show what
-//! this machine's clock says.
+//! Pure but for [`Utc::now`], which all of security asks, TLS too. Links never compare clocks; certificates must, so messages
+//! about them show what this machine's clock says.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const DAY: i64 = 86_400;
+
+/// Seconds that this process is told to be ahead of the machine's clock: none, but where a wrong clock is tried out.
+static AHEAD: AtomicI64 = AtomicI64::new(0);
 
 /// Seconds since 1970 in UTC. Shown as `2026-11-21 12:58:10 UTC`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,10 +18,17 @@ pub struct Utc(pub i64);
 impl Utc {
     /// What this machine's clock says.
     pub fn now() -> Self {
-        match SystemTime::now().duration_since(UNIX_EPOCH) {
-            Ok(since) => Self(since.as_secs().try_into().unwrap_or(i64::MAX)),
-            Err(before) => Self(-i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX)),
-        }
+        let seconds = match SystemTime::now().duration_since(UNIX_EPOCH) {
+            Ok(since) => since.as_secs().try_into().unwrap_or(i64::MAX),
+            Err(before) => -i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX),
+        };
+        Self(seconds.saturating_add(AHEAD.load(Ordering::Relaxed)))
+    }
+
+    /// From now on [`Utc::now`] is so many seconds later, in the whole process, as if somebody had set the machine's clock. For
+    /// trying out what that does.
+    pub fn set_ahead(seconds: i64) {
+        AHEAD.store(seconds, Ordering::Relaxed);
     }
 
     /// Later by so much.

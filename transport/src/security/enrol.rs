@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, server};
 
 use super::handshake::in_words;
-use super::tls::{ALPN_ENROLMENT, SERVER_NAME, provider};
+use super::tls::{ALPN_ENROLMENT, SERVER_NAME, clock, provider};
 use super::token::{EXPORTER_BYTES, EXPORTER_LABEL, Proof};
 use super::verifier::{Noted, PeerVerifier, fault_of, signatures};
 use super::{
@@ -326,7 +326,7 @@ fn issued(
 fn client_config(token: &Token) -> Result<(Arc<ClientConfig>, Noted), EnrolError> {
     let noted = Noted::default();
     let verifier = CoordinatorOf { token: token.clone(), noted: Arc::clone(&noted) };
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_details(provider(), clock())
         .with_protocol_versions(&[&TLS13])
         .map_err(|why| SecurityError::Crypto { what: "TLS", why: why.to_string() })?
         .dangerous()

@@ -13,8 +13,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::UnixTime;
 use rustls::server::{ClientHello, NoServerSessionStorage};
 use rustls::sign::CertifiedKey;
+use rustls::time_provider::TimeProvider;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
@@ -57,7 +59,7 @@ impl Tls {
         let leaf = Arc::new(Presented { current: Arc::clone(&current), whole: false });
         let whole = Arc::new(Presented { current: Arc::clone(&current), whole: true });
 
-        let mut client = ClientConfig::builder_with_provider(provider())
+        let mut client = ClientConfig::builder_with_details(provider(), clock())
             .with_protocol_versions(&[&TLS13])
             .map_err(unusable)?
             .dangerous()
@@ -67,7 +69,8 @@ impl Tls {
         client.resumption = Resumption::disabled();
         client.enable_sni = false;
 
-        let server = || ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]);
+        let server =
+            || ServerConfig::builder_with_details(provider(), clock()).with_protocol_versions(&[&TLS13]);
         let mut link = server()
             .map_err(unusable)?
             .with_client_cert_verifier(Arc::clone(&verifier) as _)
@@ -155,7 +158,7 @@ impl Tls {
     pub(crate) fn noted_server(&self) -> Result<(Arc<ServerConfig>, Noted), SecurityError> {
         let noted = Noted::default();
         let leaf = Arc::new(Presented { current: Arc::clone(&self.current), whole: false });
-        let mut config = ServerConfig::builder_with_provider(provider())
+        let mut config = ServerConfig::builder_with_details(provider(), clock())
             .with_protocol_versions(&[&TLS13])
             .map_err(unusable)?
             .with_client_cert_verifier(Arc::new(self.verifier.noting(&noted)))
@@ -179,6 +182,19 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
         Arc::new(CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() })
     });
     Arc::clone(&PROVIDER)
+}
+
+/// The time of day that certificates are checked against: the one that messages about them show.
+pub(crate) fn clock() -> Arc<dyn TimeProvider> {
+    #[derive(Debug)]
+    struct Clock;
+
+    impl TimeProvider for Clock {
+        fn current_time(&self) -> Option<UnixTime> {
+            Some(Utc::now().unix())
+        }
+    }
+    Arc::new(Clock)
 }
 
 /// Credentials in the form that a handshake wants.

@@ -46,6 +46,8 @@ pub enum Control {
     Heartbeat {
         /// Counts up.
         sequence: u64,
+        /// So many of yours have I heard.
+        heard: u64,
     },
     /// You may have sent so much on that lane since the link began.
     Grant {

@@ -26,12 +26,12 @@ fn heartbeats() {
         let mut raw = Raw::open(&target, "beater").await;
         let mut beats = Vec::new();
         for sequence in 0..50_000 {
-            beats.extend(control(&Control::Heartbeat { sequence }));
+            beats.extend(control(&Control::Heartbeat { sequence, heard: 0 }));
         }
         let (sent, ()) = tokio::join!(raw.control.write_all(&beats), target.honest.rounds(20));
         sent.unwrap();
         // One that was said before.
-        raw.control.write_all(&control(&Control::Heartbeat { sequence: 7 })).await.unwrap();
+        raw.control.write_all(&control(&Control::Heartbeat { sequence: 7, heard: 0 })).await.unwrap();
         let end = target.end_of(&raw.name).await;
         assert!(end.contains("heartbeat 7, expected was 50000"), "{end}");
         target

@@ -136,8 +136,11 @@ fn lying_lengths() {
             let end = target.end_of(&from).await;
             assert!(end.contains("broke the protocol"), "{end}");
         }
-        let frames =
-            [control(&Control::Heartbeat { sequence: 0 }), dispatch(1, &[5; 100]), weights(&[5; 100])];
+        let frames = [
+            control(&Control::Heartbeat { sequence: 0, heard: 0 }),
+            dispatch(1, &[5; 100]),
+            weights(&[5; 100]),
+        ];
         for (lane, frame) in frames.iter().enumerate() {
             for (number, lie) in lies(frame).into_iter().enumerate() {
                 let name = format!("liar-{lane}-{number}");

@@ -60,7 +60,7 @@ fn hello_twice() {
         for (name, message) in [
             ("attacher", attach([0; 16], Lane::Data)),
             ("attached", Control::Attached),
-            ("beater", Control::Heartbeat { sequence: 0 }),
+            ("beater", Control::Heartbeat { sequence: 0, heard: 0 }),
         ] {
             let (mut stream, _) = Raw::greet(&target, name).await;
             stream.write_all(&control(&message)).await.unwrap();

@@ -17,7 +17,7 @@ fn messages() -> Vec<(&'static str, Control)> {
         ("refused", Control::Refused(Refusal::Attach)),
         ("attach", Control::Attach(attach)),
         ("attached", Control::Attached),
-        ("heartbeat", Control::Heartbeat { sequence: 0 }),
+        ("heartbeat", Control::Heartbeat { sequence: 0, heard: 0 }),
         ("grant", Control::Grant { lane: Lane::Control, total: 8 * 1088 + 128 }),
         ("drain", Control::Drain),
         ("drained", Control::Close(CloseReason::Drained)),

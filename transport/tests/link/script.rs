@@ -67,7 +67,7 @@ fn the_dialling_end_takes_messages_and_frames_while_it_attaches() {
     actions(&mut link, start);
     link.handle_control(welcome(), start);
     actions(&mut link, start);
-    link.handle_control(Control::Heartbeat { sequence: 0 }, start);
+    link.handle_control(Control::Heartbeat { sequence: 0, heard: 0 }, start);
     link.handle_control(Control::Drain, start);
     assert_eq!(link.handle_received(Lane::Data, 128), Ok(()));
     assert_eq!(link.handle_dispatched(4), Ok(()));
@@ -103,7 +103,7 @@ fn each_end_refuses_the_other_and_says_why() {
     link.handle_control(Control::Refused(refusal.clone()), start);
     assert_eq!(why(&link), &Why::RefusedByPeer(refusal.clone()));
     let mut link = open(Side::Accepted, start);
-    link.handle_control(Control::Heartbeat { sequence: 0 }, start);
+    link.handle_control(Control::Heartbeat { sequence: 0, heard: 0 }, start);
     link.handle_control(Control::Refused(refusal), start);
     assert_eq!(why(&link), &Why::Broken(Broken::Unexpected { message: "Refused", state: "open" }));
 }
@@ -142,14 +142,14 @@ fn it_beats_notices_that_the_peer_is_late_and_that_it_is_dead() {
     let mut sequence = 0;
     let mut beat = |link: &mut Link, at: u64, events: Vec<Event>, timeout_ms: u64| {
         link.handle_timeout(start + at as u32 * MS);
-        let controls = vec![Control::Heartbeat { sequence }];
+        let controls = vec![Control::Heartbeat { sequence, heard: u64::from(sequence > 2) }];
         assert_eq!(actions(link, start), Actions { controls, events, timeout_ms: Some(timeout_ms) });
         sequence += 1;
     };
     beat(&mut link, 100, vec![], 200);
     beat(&mut link, 200, vec![], 300);
     beat(&mut link, 300, vec![Event::Late { silent: 300 * MS }], 400);
-    link.handle_control(Control::Heartbeat { sequence: 0 }, start + 350 * MS);
+    link.handle_control(Control::Heartbeat { sequence: 0, heard: 3 }, start + 350 * MS);
     assert_eq!(actions(&mut link, start), expect([], [Event::Awake], 400));
     // (100 * 7 + 350) / 8 = 131.25 ms between beats: late after three of them.
     for at in [400, 500, 600] {
@@ -175,7 +175,7 @@ fn an_end_that_did_not_listen_blames_nobody() {
     let start = Instant::now();
     let mut link = open(Side::Dialled, start);
     link.handle_timeout(start + 60_000 * MS);
-    assert_eq!(actions(&mut link, start), expect([Control::Heartbeat { sequence: 0 }], [], 60_100));
+    assert_eq!(actions(&mut link, start), expect([Control::Heartbeat { sequence: 0, heard: 0 }], [], 60_100));
 }
 
 #[test]
@@ -183,9 +183,39 @@ fn a_heartbeat_that_is_lost_or_comes_twice_breaks_the_link() {
     for sequence in [0, 2] {
         let start = Instant::now();
         let mut link = open(Side::Dialled, start);
-        link.handle_control(Control::Heartbeat { sequence: 0 }, start);
-        link.handle_control(Control::Heartbeat { sequence }, start);
+        link.handle_control(Control::Heartbeat { sequence: 0, heard: 0 }, start);
+        link.handle_control(Control::Heartbeat { sequence, heard: 0 }, start);
         assert_eq!(why(&link), &Why::Broken(Broken::Heartbeat { sequence, expected: 1 }));
+    }
+    let start = Instant::now();
+    let mut link = open(Side::Dialled, start);
+    link.handle_control(Control::Heartbeat { sequence: 0, heard: 1 }, start);
+    assert_eq!(why(&link), &Why::Broken(Broken::HeardUnsent { heard: 1, sent: 0 }));
+}
+
+/// What is sent to a peer that does not hear comes no sooner than to one that is silent, though it beats as ever.
+#[test]
+fn a_peer_that_does_not_hear_is_late() {
+    let start = Instant::now();
+    let mut link = open(Side::Dialled, start);
+    for sequence in 0..10 {
+        let at = (sequence as u32 + 1) * 100;
+        link.handle_timeout(start + at * MS);
+        let own = Control::Heartbeat { sequence, heard: sequence };
+        let next = Some(u64::from(at) + 100);
+        assert_eq!(
+            actions(&mut link, start),
+            Actions { controls: vec![own], events: vec![], timeout_ms: next }
+        );
+        // It has heard two of them, and later all.
+        let heard = if sequence == 9 { 10 } else { sequence.min(2) };
+        link.handle_control(Control::Heartbeat { sequence, heard }, start + at * MS);
+        let events = match sequence {
+            6 => vec![Event::Late { silent: 500 * MS }],
+            9 => vec![Event::Awake],
+            _ => vec![],
+        };
+        assert_eq!(actions(&mut link, start), Actions { controls: vec![], events, timeout_ms: next });
     }
 }
 
@@ -366,7 +396,7 @@ fn a_drain_that_takes_too_long_is_cut() {
     for sequence in 0..300 {
         assert_eq!(link.state(), State::Draining);
         let now = start + (sequence as u32 + 1) * 100 * MS;
-        link.handle_control(Control::Heartbeat { sequence }, now);
+        link.handle_control(Control::Heartbeat { sequence, heard: sequence.saturating_sub(1) }, now);
         actions(&mut link, start);
         link.handle_timeout(now);
     }

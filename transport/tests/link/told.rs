@@ -212,7 +212,7 @@ fn a_drain_behind_what_nobody_reads_is_cut() {
     for sequence in 0..300 {
         assert_eq!(link.state(), State::Draining);
         let now = start + (sequence as u32 + 1) * 100 * MS;
-        link.handle_control(Control::Heartbeat { sequence }, now);
+        link.handle_control(Control::Heartbeat { sequence, heard: sequence.saturating_sub(1) }, now);
         actions(&mut link, start);
         link.handle_timeout(now);
     }

@@ -87,9 +87,9 @@ fn enrolment_is_what_the_document_shows() {
 
 #[test]
 fn headers_are_what_the_document_shows() {
-    let heartbeat = Header::of_bytes(Kind::Control, 0, 12);
+    let heartbeat = Header::of_bytes(Kind::Control, 0, 20);
     assert_eq!(heartbeat.write(), header_of("header-heartbeat"));
-    assert_eq!(Header::read(&header_of("header-heartbeat"), 12), Ok(heartbeat));
+    assert_eq!(Header::read(&header_of("header-heartbeat"), 20), Ok(heartbeat));
 }
 
 const DISPATCH: Header = Header {

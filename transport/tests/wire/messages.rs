@@ -107,7 +107,7 @@ fn of_links() -> Vec<(&'static str, Control)> {
         ("refused-busy", Control::Refused(Refusal::Busy("full".into()))),
         ("attach", Control::Attach(Attach { protocol: PROTOCOL, session, lane: Lane::Data })),
         ("attached", Control::Attached),
-        ("heartbeat", Control::Heartbeat { sequence: 0x0102 }),
+        ("heartbeat", Control::Heartbeat { sequence: 0x0102, heard: 0x0304 }),
         ("grant", Control::Grant { lane: Lane::Data, total: 80 * MIB }),
         ("drain", Control::Drain),
         ("close-drained", Control::Close(CloseReason::Drained)),
