@@ -112,7 +112,7 @@ impl Client {
             }
             // Nodes obey another coordinator: that one is asked.
             Heard::Failed(Failure::Row(_))
-                if self.asked.is_some_and(|(who, _)| sky.watch.is_superseded(who)) =>
+                if self.asked.is_some_and(|(who, _)| sky.watch.is_superseded(who, !sky.is_faulty)) =>
             {
                 self.asked = None;
                 return true;

@@ -194,12 +194,9 @@ impl Control {
 
     /// An actor that does not stand counts as a device that is lost.
     fn lose_device(&mut self, node: NodeId, actor: ActorId) {
-        let mut actors = self.publisher.published().actors();
-        let seat = actors.find(|(at, seat)| *at == actor && seat.node == node).map(|(_, seat)| seat);
-        drop(actors);
-        if let Some(seat) = seat {
-            self.membership.handle_device_lost(node, seat.device);
-            self.publisher.handle_device_lost(node, seat.device);
+        if let Some(device) = self.publisher.device_of(node, actor) {
+            self.membership.handle_device_lost(node, device);
+            self.publisher.handle_device_lost(node, device);
         }
     }
 

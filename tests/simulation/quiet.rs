@@ -15,7 +15,10 @@ impl World {
     /// Whether nothing is under way any more.
     pub(crate) fn is_settled(&self) -> bool {
         self.coordinators.iter().flatten().all(|of| {
-            of.control.publisher.standing() == Standing::default()
+            // Full devices that would have to exchange what they hold stay as they are, which is said.
+            let standing = of.control.publisher.standing();
+            let is_blocked = Standing { blocked: true, waiting: standing.waiting, ..Standing::default() };
+            (standing == Standing::default() || standing == is_blocked)
                 && of.data.is_quiet()
                 && of.data.exchange.dispatches_open() == 0
         }) && self.nodes.iter().flatten().all(|node| node.floor.groups() == 0)
@@ -62,8 +65,8 @@ impl World {
             if ends.iter().any(|end| end.is_over) {
                 continue;
             }
-            for side in 0..2 {
-                let link = &ends[side].link;
+            for (side, end) in ends.iter().enumerate() {
+                let link = &end.link;
                 let flying = link.in_flight() + link.in_flight_theirs();
                 expect("credits", "dispatches in flight on a link", flying, 0);
                 for lane in [Lane::Data, Lane::Weights] {
@@ -76,8 +79,8 @@ impl World {
 
     fn check_placement(&self) {
         for of in self.coordinators.iter().flatten() {
-            // Where the cluster is too small it says so.
-            if of.control.placer.refused().is_some() {
+            // Where the cluster is too small, or too full to get there, it says so.
+            if of.control.placer.refused().is_some() || of.control.publisher.standing().blocked {
                 continue;
             }
             let published = of.control.publisher.published();

@@ -157,19 +157,13 @@ impl World {
         let serving = self.serving();
         let is_superseded = self.coordinators[serving]
             .as_ref()
-            .is_some_and(|of| self.sky.watch.is_superseded((of.at, of.life)));
+            .is_some_and(|of| self.sky.watch.is_superseded((of.at, of.life), false));
         for at in (0..self.coordinators.len()).filter(|at| *at != serving || is_superseded) {
             self.stop(Process::Coordinator(at));
         }
         self.sole = Some(serving);
         self.start(Process::Coordinator(serving));
-        for at in 0..self.nodes.len() {
-            let is_to_go = self.nodes[at].as_ref().is_some_and(|node| node.is_damaged || node.is_leaving);
-            if is_to_go {
-                self.stop(Process::Node(at));
-            }
-            self.start(Process::Node(at));
-        }
+        self.replace_damaged();
         // One more request, to see that the cluster serves.
         let asking = Asking {
             at: 0,
@@ -185,5 +179,17 @@ impl World {
         let client = self.clients.len();
         self.clients.push(Client::new(asking, oracle, false));
         self.sky.clock.after(500 * MS, Event::Ask { client });
+    }
+
+    /// Whoever is broken, or has gone, begins anew. Rows that fell actors may break devices yet.
+    pub(crate) fn replace_damaged(&mut self) {
+        for at in 0..self.nodes.len() {
+            let is_to_go = self.nodes[at].as_ref().is_some_and(|node| node.is_damaged || node.is_leaving);
+            if is_to_go {
+                self.stop(Process::Node(at));
+            }
+            self.start(Process::Node(at));
+        }
+        self.sky.clock.after(500 * MS, Event::Replace);
     }
 }

@@ -3,7 +3,7 @@
 //! Pure. They know what was really sent, taken and said, and ask no core. Each kind of violation has a name, so that a test
 //! can say which checker found a bug.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use transport::wire::cluster::{ActorId, Epoch};
 
@@ -40,6 +40,7 @@ pub(crate) struct Watch {
     open: BTreeMap<(Life, u64), Open>,
     /// Of coordinators: the term, and what was published last.
     terms: BTreeMap<Life, u64>,
+    gone: BTreeSet<Life>,
     published: BTreeMap<Life, Epoch>,
     /// Of nodes: the highest term that an order came with, and the last order of each coordinator that was obeyed.
     told: BTreeMap<Life, u64>,
@@ -74,10 +75,11 @@ impl Watch {
         self.terms.get(&who).copied()
     }
 
-    /// Whether somebody else has a higher term: nodes do not obey this one.
-    pub(crate) fn is_superseded(&self, who: Life) -> bool {
+    /// Whether somebody else has a higher term, or had one when he lived: nodes do not obey this one.
+    pub(crate) fn is_superseded(&self, who: Life, by_the_living: bool) -> bool {
         let own = self.terms.get(&who);
-        self.terms.iter().any(|(other, term)| other.0 != who.0 && Some(term) > own)
+        let counts = |other: &Life| other.0 != who.0 && !(by_the_living && self.gone.contains(other));
+        self.terms.iter().any(|(other, term)| counts(other) && Some(term) > own)
     }
 
     /// A data plane has a placement from now on.
@@ -140,6 +142,7 @@ impl Watch {
     /// A coordinator's process is no more, and nothing is open of it.
     pub(crate) fn forget(&mut self, who: Option<Life>) {
         self.open.retain(|(of, _), _| Some(*of) != who);
+        self.gone.extend(who);
     }
 
     /// A node drops weights. Whoever it obeys must have nothing out for them, over a link that stands.

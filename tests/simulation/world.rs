@@ -47,6 +47,7 @@ pub(crate) enum Event {
     Hurry { pipes: Vec<usize> },
     Rest { node: usize },
     Heal,
+    Replace,
 }
 
 /// How a process is doing, as the host sees it.
@@ -245,7 +246,7 @@ impl World {
         }
         self.happen(event);
         self.settle();
-        if self.sky.clock.passed % 64 == 0 {
+        if self.sky.clock.passed.is_multiple_of(64) {
             self.check_rooms();
         }
     }
@@ -302,6 +303,7 @@ impl World {
             Event::Hurry { pipes } => pipes.into_iter().for_each(|pipe| sky.slow(pipe, 1)),
             Event::Rest { node } => sky.slowness[node] = 1,
             Event::Heal => self.heal(),
+            Event::Replace => self.replace_damaged(),
         }
     }
 
