@@ -8,7 +8,7 @@ use coordinator::control::cluster::{Cluster, Demand, LayerDemand, NodeOffer, Sta
 use coordinator::control::policy::{Constraints, Policy, Request, place};
 use coordinator::control::publisher::{Action, Publisher};
 use coordinator::placement::{NodeId, Placement, Replica, Seat};
-use node::holdings::{self, Holdings};
+use node::holdings::{self, Holdings, LoadFailed};
 use proptest::prelude::*;
 use transport::wire::cluster::{ActorId, Assignment, Hold, ToCoordinator};
 
@@ -118,7 +118,8 @@ impl World {
             Happening::Answer(at) => self.answer(*at),
             Happening::Loaded(at, is_well) => {
                 if let Some(ticket) = self.nodes[*at].loading.pop_front() {
-                    let result = if *is_well { Ok(BYTES) } else { Err("no file".to_owned()) };
+                    let result =
+                        if *is_well { Ok(BYTES) } else { Err(LoadFailed::Because("no file".to_owned())) };
                     self.nodes[*at].holdings.handle_loaded(ticket, result);
                     self.listen(*at);
                 }

@@ -29,7 +29,7 @@ use crate::device::Device;
 use crate::expert::{Fall, Leave, LinkEnded};
 use crate::fetch::{Asks, Fetcher};
 use crate::handle::{Command, NodeStatus};
-use crate::holdings::{Action, Holdings};
+use crate::holdings::{Action, Holdings, LoadFailed};
 use crate::loader::{Errand, Loaded, Loader};
 use crate::post::post;
 use crate::receive::Floor;
@@ -37,7 +37,7 @@ use crate::returns::RowShape;
 use crate::session::{Linked, Over, Told, Unlinked};
 use crate::settings::Settings;
 use crate::source::Source;
-use crate::supervisor::{ActorFell, DeviceSupervisor, Remove, Take};
+use crate::supervisor::{ActorFell, DeviceSupervisor, Fetch, Remove, Take};
 
 /// How often coordinators are told what actors do.
 const LOADS_EVERY: Duration = Duration::from_millis(250);
@@ -248,9 +248,10 @@ impl Agent {
                 Action::Load { ticket, assignment } => match self.errand(ticket, assignment, context) {
                     Ok(errand) => {
                         self.loading.insert(ticket, (assignment, Arc::clone(&errand.is_cancelled)));
-                        self.loader.load(errand);
+                        let (_, supervisor) = &self.devices[usize::from(assignment.device)];
+                        post(supervisor, Fetch { errand, loader: Arc::clone(&self.loader) });
                     }
-                    Err(why) => drop(self.holdings.handle_loaded(ticket, Err(why))),
+                    Err(why) => drop(self.holdings.handle_loaded(ticket, Err(LoadFailed::Because(why)))),
                 },
                 Action::Cancel { ticket } => {
                     if let Some((_, is_cancelled)) = self.loading.get(&ticket) {

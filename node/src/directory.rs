@@ -64,14 +64,7 @@ impl Directory {
     /// The actor, or else another replica of the same expert: all of them give the same bits, and whoever sent the rows
     /// may know it by an older number.
     pub fn find(&self, actor: ActorId) -> Option<Addr<ExpertActor>> {
-        let all = self.0.borrow();
-        if let Some(entry) = all.get(&actor) {
-            return Some(entry.address.clone());
-        }
-        let first = ActorId { replica: 0, shard: 0, ..actor };
-        let last = ActorId { replica: u8::MAX, shard: u8::MAX, ..actor };
-        let mut others = all.range(first..=last).filter(|(other, _)| other.shard == actor.shard);
-        others.next().map(|(_, entry)| entry.address.clone())
+        find_replica(&self.0.borrow(), actor).map(|(_, entry)| entry.address.clone())
     }
 
     /// The very actor.
@@ -88,4 +81,15 @@ impl Directory {
     pub fn loads(&self) -> Vec<Load> {
         self.0.borrow().iter().map(|(actor, entry)| entry.load.load(*actor)).collect()
     }
+}
+
+/// Who serves an actor's rows: the actor, or else another replica of the same shard of its expert.
+pub fn find_replica<T>(actors: &BTreeMap<ActorId, T>, actor: ActorId) -> Option<(ActorId, &T)> {
+    if let Some(entry) = actors.get(&actor) {
+        return Some((actor, entry));
+    }
+    let first = ActorId { replica: 0, shard: 0, ..actor };
+    let last = ActorId { replica: u8::MAX, shard: u8::MAX, ..actor };
+    let mut others = actors.range(first..=last).filter(|(other, _)| other.shard == actor.shard);
+    others.next().map(|(other, entry)| (*other, entry))
 }

@@ -26,12 +26,12 @@ pub enum Action {
         /// What for.
         assignment: Assignment,
     },
-    /// The errand is not wanted any more; `handle_loaded` may come all the same.
+    /// The errand is not wanted any more; `handle_loaded` comes all the same, and until then its room is taken.
     Cancel {
         /// Which.
         ticket: u64,
     },
-    /// Stop an actor and forget its weights.
+    /// Stop an actor and forget its weights. What is loaded after it may need its room.
     Remove(Assignment),
     /// Say this to a coordinator, if it is linked.
     Say {
@@ -42,11 +42,30 @@ pub enum Action {
     },
 }
 
+/// Why an errand came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoadFailed {
+    /// The device had no room for it; in words.
+    #[error("{0}")]
+    NoRoom(String),
+    /// Whatever else; in words.
+    #[error("{0}")]
+    Because(String),
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
-    Loading { ticket: u64 },
-    Standing { bytes: u64 },
-    Failed { why: String },
+    Loading {
+        ticket: u64,
+    },
+    /// For the room of errands that were cancelled and are not over.
+    Waiting,
+    Standing {
+        bytes: u64,
+    },
+    Failed {
+        why: String,
+    },
 }
 
 #[derive(Debug)]
@@ -74,6 +93,8 @@ pub struct Holdings {
     held: BTreeMap<ActorId, Held>,
     linked: BTreeSet<String>,
     tickets: u64,
+    /// Errands that were cancelled and are not over, and on which devices.
+    cancelled: BTreeMap<u64, u16>,
     actions: VecDeque<Action>,
 }
 
@@ -138,18 +159,36 @@ impl Holdings {
     }
 
     /// An errand has ended: with so many bytes in memory, or not. Whether the weights are wanted: if so, the actor is to be
-    /// started now.
-    pub fn handle_loaded(&mut self, ticket: u64, result: Result<u64, String>) -> Option<Assignment> {
+    /// started now; if not, their room is to be given back before the next action is polled.
+    pub fn handle_loaded(&mut self, ticket: u64, result: Result<u64, LoadFailed>) -> Option<Assignment> {
+        if let Some(device) = self.cancelled.remove(&ticket) {
+            self.load_waiting(device);
+            return None;
+        }
         let mut of = self.held.values_mut().filter(|held| held.state == State::Loading { ticket });
         let held = of.next()?;
         let assignment = held.assignment;
         let stands = result.is_ok();
+        // A coordinator orders what fits beside what stays, so room that is missing is about to come back.
+        let is_coming = self.cancelled.values().any(|device| *device == assignment.device);
         held.state = match result {
             Ok(bytes) => State::Standing { bytes },
-            Err(why) => State::Failed { why },
+            Err(LoadFailed::NoRoom(_)) if is_coming => State::Waiting,
+            Err(why) => State::Failed { why: why.to_string() },
         };
         self.answer();
         stands.then_some(assignment)
+    }
+
+    /// Room has come back on a device: what found none is tried again.
+    fn load_waiting(&mut self, device: u16) {
+        let Self { held, tickets, actions, .. } = self;
+        let waits = |held: &&mut Held| held.state == State::Waiting && held.assignment.device == device;
+        for held in held.values_mut().filter(waits) {
+            *tickets += 1;
+            held.state = State::Loading { ticket: *tickets };
+            actions.push_back(Action::Load { ticket: *tickets, assignment: held.assignment });
+        }
     }
 
     /// An actor fell. One that is lost stays so until no order names it any more.
@@ -189,14 +228,17 @@ impl Holdings {
                 wanted.entry(*actor).or_insert(*assignment);
             }
         }
-        let Self { held, actions, .. } = self;
+        let Self { held, actions, cancelled, .. } = self;
         held.retain(|actor, held| {
             let stays = wanted.get(actor).is_some_and(|wanted| is_same(wanted, &held.assignment));
             match held.state {
                 _ if stays => {}
-                State::Loading { ticket } => actions.push_back(Action::Cancel { ticket }),
+                State::Loading { ticket } => {
+                    cancelled.insert(ticket, held.assignment.device);
+                    actions.push_back(Action::Cancel { ticket });
+                }
                 State::Standing { .. } => actions.push_back(Action::Remove(held.assignment)),
-                State::Failed { .. } => {}
+                State::Failed { .. } | State::Waiting => {}
             }
             stays
         });
@@ -302,7 +344,7 @@ mod tests {
         assert_eq!(actions(&mut holdings), [load(1, 4), load(2, 5), progress("a", 1, 1, [0, 2], 0)]);
         assert_eq!(holdings.handle_loaded(2, Ok(100)), Some(seat(5, 0)));
         assert_eq!(actions(&mut holdings), [progress("a", 1, 1, [1, 2], 100)]);
-        assert_eq!(holdings.handle_loaded(1, Err("no such file".to_owned())), None);
+        assert_eq!(holdings.handle_loaded(1, Err(LoadFailed::Because("no such file".to_owned()))), None);
         assert_eq!(actions(&mut holdings), [holding("a", 1, 1, &[(4, "no such file")])]);
         assert_eq!(holdings.standing(), [actor(5)]);
         // The same again: all is there already, and what failed is not tried for ever.
@@ -416,5 +458,51 @@ mod tests {
         moved.actors[0].digest = Some([8; 32]);
         holdings.handle_hold("a", moved);
         assert_eq!(actions(&mut holdings)[0], Action::Remove(assignment));
+    }
+
+    /// What is loaded in place of a cancelled errand needs its room, which is taken until that is over: it is tried again
+    /// then, and has not failed.
+    #[test]
+    fn room_that_a_cancelled_errand_has_is_waited_for() {
+        let no_room = || Err(LoadFailed::NoRoom("it takes 9 bytes, 0 are left".to_owned()));
+        let mut holdings = linked(&["a"]);
+        holdings.handle_hold("a", hold(1, 1, &[1]));
+        holdings.handle_hold("a", hold(1, 2, &[2]));
+        let expected = [
+            load(1, 1),
+            progress("a", 1, 1, [0, 1], 0),
+            Action::Cancel { ticket: 1 },
+            load(2, 2),
+            progress("a", 1, 2, [0, 1], 0),
+        ];
+        assert_eq!(actions(&mut holdings), expected);
+        assert_eq!(holdings.handle_loaded(2, no_room()), None);
+        assert_eq!(actions(&mut holdings), [], "nothing has failed");
+        assert_eq!(holdings.handle_loaded(1, Ok(9)), None, "nobody wants it");
+        assert_eq!(actions(&mut holdings), [load(3, 2)]);
+        assert_eq!(holdings.handle_loaded(3, no_room()), None);
+        let failed = holding("a", 1, 2, &[(2, "it takes 9 bytes, 0 are left")]);
+        assert_eq!(actions(&mut holdings), [failed], "no room is coming any more");
+    }
+
+    /// What waits for room and is not wanted any more is forgotten, and other devices' room is not its own.
+    #[test]
+    fn what_waits_for_room_is_let_go() {
+        let no_room = || Err(LoadFailed::NoRoom("none is left".to_owned()));
+        let mut holdings = linked(&["a"]);
+        holdings.handle_hold("a", hold(1, 1, &[1]));
+        holdings.handle_hold("a", hold(1, 2, &[2]));
+        holdings.handle_loaded(2, no_room());
+        holdings.handle_hold("a", hold(1, 3, &[]));
+        actions(&mut holdings);
+        assert_eq!(holdings.handle_loaded(1, Ok(1)), None);
+        assert_eq!(actions(&mut holdings), []);
+        let mut other = hold(1, 5, &[4]);
+        other.actors[0].device = 1;
+        holdings.handle_hold("a", hold(1, 4, &[3]));
+        holdings.handle_hold("a", other);
+        actions(&mut holdings);
+        assert_eq!(holdings.handle_loaded(4, no_room()), None);
+        assert_eq!(actions(&mut holdings), [holding("a", 1, 5, &[(4, "none is left")])]);
     }
 }

@@ -16,6 +16,7 @@ use model::spec::Spec;
 use model::weights::{Block, Digest, ExpertId, ExpertPlan, Manifest};
 
 use crate::device::Device;
+use crate::holdings::LoadFailed;
 use crate::post::post_to;
 use crate::source::{Fetched, Source};
 
@@ -50,7 +51,7 @@ pub struct Loaded {
     /// Which.
     pub ticket: u64,
     /// The weights, for which the device's memory has been taken; or why there are none, in words.
-    pub result: Result<Arc<Block>, String>,
+    pub result: Result<Arc<Block>, LoadFailed>,
 }
 
 impl Message for Loaded {
@@ -115,11 +116,12 @@ impl Shared {
 
     fn serve(&self) {
         while let Some(errand) = self.next() {
-            if errand.is_cancelled.load(Ordering::Relaxed) {
-                continue;
-            }
-            let loaded = catch_unwind(AssertUnwindSafe(|| load(self.kernels, &errand)));
-            let result = loaded.unwrap_or_else(|_| Err("loading it panicked; see the node's log".to_owned()));
+            let result = if errand.is_cancelled.load(Ordering::Relaxed) {
+                Err(because("it is not wanted any more"))
+            } else {
+                let loaded = catch_unwind(AssertUnwindSafe(|| load(self.kernels, &errand)));
+                loaded.unwrap_or_else(|_| Err(because("loading it panicked; see the node's log")))
+            };
             post_to(&errand.agent, Loaded { ticket: errand.ticket, result });
         }
     }
@@ -138,23 +140,24 @@ impl Shared {
     }
 }
 
-fn load(kernels: Kernels, errand: &Errand) -> Result<Arc<Block>, String> {
+fn load(kernels: Kernels, errand: &Errand) -> Result<Arc<Block>, LoadFailed> {
     let Errand { expert, shard, digest, .. } = *errand;
-    let Fetched { opened, known } = errand.source.fetch(expert, digest)?;
+    let Fetched { opened, known } = errand.source.fetch(expert, digest).map_err(because)?;
     if !opened.spec.has_expert(expert.layer as usize, expert.expert as usize) {
-        return Err(format!("the model has no expert {expert}"));
+        return Err(because(format!("the model has no expert {expert}")));
     }
-    let plan = ExpertPlan::shard(&opened.checkpoint, &errand.spec, expert, shard).map_err(in_words)?;
+    let plan = ExpertPlan::shard(&opened.checkpoint, &errand.spec, expert, shard).map_err(because)?;
     let bytes = plan.bytes(kernels.class().row_type() == RowType::F32) as u64;
     let memory = errand.device.memory();
     memory.take(bytes).map_err(|left| {
-        format!("it takes {bytes} bytes, {left} of the device's {} are left", memory.bytes_max())
+        let why = format!("it takes {bytes} bytes, {left} of the device's {} are left", memory.bytes_max());
+        LoadFailed::NoRoom(why)
     })?;
     let loaded = read(kernels, errand, &opened, known);
     let found = loaded.as_ref().map_or(0, |block| block.bytes() as u64);
     // What the supervisor gives back is what the block has.
     memory.give_back(bytes.saturating_sub(found));
-    loaded
+    loaded.map_err(because)
 }
 
 fn read(
@@ -190,6 +193,10 @@ fn read(
         }
     }
     Ok(Arc::new(loaded.block))
+}
+
+fn because(why: impl std::fmt::Display) -> LoadFailed {
+    LoadFailed::Because(why.to_string())
 }
 
 fn in_words(why: impl std::fmt::Display) -> String {

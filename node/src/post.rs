@@ -40,6 +40,7 @@ bounded! {
     crate::expert::Fall: "As many as tests ask for.";
     crate::expert::Leave: "One in an actor's life.";
     crate::expert::LinkEnded: "One for each link, and links are dialled at bounded distances.";
+    crate::supervisor::Fetch: "One for each errand of a node's own.";
     crate::supervisor::Take: "One for each errand of a node's own.";
     crate::supervisor::Remove: "One for each actor that was started.";
     crate::supervisor::Fell: "One in an actor's life.";

@@ -21,6 +21,7 @@ use crate::device::Device;
 use crate::directory::{Directory, Entry, LoadCell};
 use crate::expert::{Beginning, ExpertActor, Leave};
 use crate::group::Group;
+use crate::loader::{Errand, Loader};
 use crate::post::{post, post_to};
 use crate::restarts::Falls;
 
@@ -49,6 +50,18 @@ pub struct Take {
 }
 
 impl Message for Take {
+    type Result = ();
+}
+
+/// Have this loaded: behind all that was to be removed, whose room it may need.
+pub struct Fetch {
+    /// What.
+    pub errand: Errand,
+    /// By whom.
+    pub loader: Arc<Loader>,
+}
+
+impl Message for Fetch {
     type Result = ();
 }
 
@@ -129,6 +142,14 @@ impl Handler<Take> for DeviceSupervisor {
     fn handle(&mut self, Take { id, weights }: Take, context: &mut Self::Context) {
         self.seats.insert(id, Seat { weights, falls: Falls::default(), load: Rc::default() });
         self.start_actor(id, Work::default(), Vec::new(), context);
+    }
+}
+
+impl Handler<Fetch> for DeviceSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, Fetch { errand, loader }: Fetch, _: &mut Self::Context) {
+        loader.load(errand);
     }
 }
 

@@ -159,15 +159,13 @@ impl ControlActor {
 
     /// An actor that does not stand counts as a device that is lost.
     fn lose_device(&mut self, node: NodeId, actor: ActorId, now: Instant) {
-        let seat =
-            self.parts.publisher.published().actors().find(|(at, seat)| *at == actor && seat.node == node);
-        if let Some((_, seat)) = seat {
-            tracing::error!(%node, device = seat.device, "device lost");
+        if let Some(device) = self.parts.publisher.device_of(node, actor) {
+            tracing::error!(%node, device, "device lost");
             let name = self.parts.membership.name(node);
-            let text = format!("device {} of {name} is lost: its actor does not stand", seat.device);
+            let text = format!("device {device} of {name} is lost: its actor does not stand");
             self.events.handle(Kind::DeviceLost, Some(&name), text, now);
-            self.parts.membership.handle_device_lost(node, seat.device);
-            self.parts.publisher.handle_device_lost(node, seat.device);
+            self.parts.membership.handle_device_lost(node, device);
+            self.parts.publisher.handle_device_lost(node, device);
         }
     }
 

@@ -194,10 +194,9 @@ impl DataActor {
     /// All that was sent for a row is back, or will never be.
     fn take_whole(&mut self, row: RowId) {
         self.sources[row.0 as usize] = None;
-        if self.parts.flow.is_leaving(row) {
+        if !self.parts.flow.handle_whole(row) {
             clear(&mut self.slots, row, self.parts.slots_per_row());
         }
-        self.parts.flow.handle_whole(row);
     }
 
     /// An answer is as long as there are pages.

@@ -246,11 +246,6 @@ impl Flow {
         self.rows.at_doors(sequence)
     }
 
-    /// Whether the sequence of this row, which is in use, leaves.
-    pub fn is_leaving(&self, row: RowId) -> bool {
-        self.rows.is_leaving(row.0)
-    }
-
     /// Rows arrive at the first door. There must be room for them, and they must go on where the sequence's last chunk
     /// ended; a sequence that is new here, or new again, may begin anywhere.
     pub fn handle_chunk(&mut self, chunk: Chunk) {
@@ -310,15 +305,17 @@ impl Flow {
     }
 
     /// All returns of a row are there: it is at the next door. A row that failed comes back so too, after its sequence
-    /// was cancelled.
-    pub fn handle_whole(&mut self, row: RowId) {
+    /// was cancelled. False: it has left, and nobody wants what returned for it.
+    pub fn handle_whole(&mut self, row: RowId) -> bool {
         let row = row.0;
         assert!(self.rows.row(row).place == Place::Out, "row {row} is out before it is whole");
         if self.rows.is_leaving(row) {
-            return self.remove(row);
+            self.remove(row);
+            return false;
         }
         self.rows.row_mut(row).stage += 1;
         self.arrive(row);
+        self.rows.row(row).place != Place::Free
     }
 
     /// A sequence was cancelled, preempted or has ended: its rows leave, those at doors at once, the others as they come

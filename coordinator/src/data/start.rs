@@ -12,6 +12,7 @@ use transport::Limits;
 use transport::buffer::Pool as Buffers;
 use transport::peer::Peer;
 use transport::wire::Element;
+use transport::wire::control::Offer;
 
 use super::actor::{DataActor, DataParts, Observation};
 use super::exchange::{Exchange, ExchangeSettings, LinkRoom};
@@ -148,14 +149,16 @@ pub fn data_actor(
 
 /// What may be under way on a link with that peer, where `limits` are our own.
 pub fn room(peer: &Peer, limits: &Limits) -> (LinkRoom, Keep) {
-    let offer = &peer.hello().limits;
-    let keep = Keep::new(limits.window_bytes.data);
-    let room = LinkRoom {
+    (room_between(&peer.hello().limits, limits), Keep::new(limits.window_bytes.data))
+}
+
+/// What may be under way on a link whose peer takes what it offers, where `limits` are our own.
+pub fn room_between(offer: &Offer, limits: &Limits) -> LinkRoom {
+    LinkRoom {
         // Credits come in quarters of a window.
         out_bytes: offer.window_bytes.data / 4 * 3,
-        back_bytes: keep.back_bytes(),
+        back_bytes: Keep::new(limits.window_bytes.data).back_bytes(),
         dispatches: offer.in_flight_max.min(limits.in_flight_max),
         payload_bytes: offer.payload_bytes_max.data.min(limits.payload_bytes_max.data),
-    };
-    (room, keep)
+    }
 }

@@ -411,6 +411,20 @@ fn another_publisher_stops_this_one() {
     assert_eq!(actions(&mut publisher), ["tell 1 #5: 0.1/0@0", "tell 2 #6:", "publish #7: 0.1/0@1:0"]);
 }
 
+/// An actor may be lost before it is published: as one that came with its node, or of a replica whose other shards are still
+/// to come.
+#[test]
+fn where_an_actor_sits_is_known_before_it_is_published() {
+    let mut publisher = publisher(2);
+    publisher.handle_joined(NodeId(0), vec![10, 10], &[(actor(0, 3), 1)]);
+    assert_eq!(publisher.published().actors().count(), 0);
+    assert_eq!(publisher.device_of(NodeId(0), actor(0, 3)), Some(1), "it came with it");
+    publisher.handle_wanted(wanted(&[&[(3, 0, 1)], &[(0, 0, 0)]]));
+    assert_eq!(publisher.device_of(NodeId(0), actor(1, 0)), Some(0), "it was told to");
+    assert_eq!(publisher.device_of(NodeId(0), actor(1, 1)), None);
+    assert_eq!(publisher.device_of(NodeId(1), actor(1, 0)), None);
+}
+
 /// What a device held is gone at once, while its node stays.
 #[test]
 fn a_lost_device_is_published_at_once() {

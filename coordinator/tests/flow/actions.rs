@@ -54,7 +54,9 @@ fn expect(flow: &mut Flow, expected: &str) -> Vec<RowId> {
 }
 
 fn whole(flow: &mut Flow, rows: &[RowId]) {
-    rows.iter().for_each(|&row| flow.handle_whole(row));
+    for &row in rows {
+        flow.handle_whole(row);
+    }
 }
 
 /// Nothing waits for company: each sequence goes on as soon as its row is whole, and who meets is computed together.
@@ -121,6 +123,20 @@ fn a_row_waits_for_those_before_it_in_its_sequence() {
     );
     flow.handle_whole(out[2]);
     expect(&mut flow, "1: 0@2+2*");
+}
+
+/// What returned for a row is needed as long as the row goes on: not at a head that has nothing to do for it, and not
+/// once its sequence leaves.
+#[test]
+fn a_row_that_leaves_as_it_is_whole_says_so() {
+    let mut flow = flow(2, Forwarding::Partial);
+    flow.handle_chunk(chunk(A, 0, 2, true));
+    flow.handle_chunk(chunk(B, 0, 1, true));
+    let out = expect(&mut flow, "0: 0@0+2* 1@0+1*");
+    flow.handle_cancel(B);
+    let go_on: Vec<bool> = out.into_iter().map(|row| flow.handle_whole(row)).collect();
+    assert_eq!(go_on, [false, true, false]);
+    expect(&mut flow, "1: 0@1+1*");
 }
 
 /// Where layers follow the last experts every row goes through the head, in order.

@@ -22,7 +22,8 @@ pub enum Event {
     Open,
     /// What was refused on that lane for want of credit, or of room for dispatches (data), can go now.
     Writable(Lane),
-    /// The deadline of a dispatch passed without its return. A return that comes yet is not taken.
+    /// The deadline of a dispatch passed without its return. A return that comes yet is handed on like any
+    /// other.
     Expired {
         /// Its id.
         dispatch: u64,

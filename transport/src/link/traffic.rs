@@ -73,8 +73,9 @@ impl Link {
         Ok(())
     }
 
-    /// A return came, or a dispatch that `handle_dispatch` took is not sent after all. True if it was waited
-    /// for: then, and only then, its rows are used.
+    /// A return came, or a dispatch that `handle_dispatch` took is not sent after all. True if it was in flight, past its
+    /// deadline too: whoever sent it still counts it as out, and must hear that it is not. What its rows are good for is his
+    /// to say.
     pub fn handle_return(&mut self, dispatch: u64) -> bool {
         if self.is_closed() {
             return false;
@@ -92,7 +93,7 @@ impl Link {
             self.events.push_back(Event::Writable(Lane::Data));
         }
         self.advance_drain();
-        returned == Returned::Open
+        true
     }
 
     /// A dispatch of the peer came. It is open until `handle_returned`.

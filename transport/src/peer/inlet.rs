@@ -99,7 +99,7 @@ impl Inlet {
             && match (self.lane, frame.header.kind) {
                 (Lane::Data, Kind::Dispatch) => dispatches(&frame.header, &frame.payload)
                     .all(|dispatch| link.handle_dispatched(dispatch).is_ok()),
-                // Late or twice: its dispatch is closed, so nobody waits for it.
+                // Twice, or for nothing: no dispatch of it is in flight, so nobody waits for it.
                 (Lane::Data, Kind::Return) => dispatches(&frame.header, &frame.payload)
                     .fold(false, |open, dispatch| link.handle_return(dispatch) | open),
                 (Lane::Weights, Kind::Weights) => true,

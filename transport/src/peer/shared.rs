@@ -29,8 +29,8 @@ pub type Renewal = Result<Vec<Vec<u8>>, String>;
 /// Something that happened to a link beside its frames.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    /// This dispatch has not returned in its time: a return that comes yet is dropped. It counts among those in
-    /// flight until then, because the peer still has it.
+    /// This dispatch has not returned in its time. It counts among those in flight until it does, because the peer still
+    /// has it.
     Expired {
         /// Which.
         dispatch: u64,

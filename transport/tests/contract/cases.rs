@@ -477,6 +477,17 @@ pub(crate) async fn a_dispatch_that_does_not_return_expires(place: &AnyPlace) {
     }
     // What has expired may still be computed there, so it counts until it has returned.
     assert_eq!(pair.coordinator.peer.in_flight(), 3);
+    // Its return is handed on, or whoever sent it would count it as out for ever.
+    for _ in 0..3 {
+        let header = pair.node.data.receive().await.unwrap().unwrap().header;
+        if header.dispatch == 3 {
+            let header = Header { kind: Kind::Return, payload_crc: 0, ..header };
+            pair.node.peer.send(Frame::new(header, filled(&pair.node_pool, 1, 3, 64))).await.unwrap();
+        }
+    }
+    let frame = pair.coordinator.data.receive().await.unwrap().unwrap();
+    assert_eq!((frame.header.kind, frame.header.dispatch), (Kind::Return, 3));
+    assert_eq!(pair.coordinator.peer.in_flight(), 2);
 }
 
 pub(crate) async fn a_return_comes_once_and_only_for_an_open_dispatch(place: &AnyPlace) {

@@ -245,6 +245,12 @@ impl Publisher {
         self.nodes.get(&node)?.progress
     }
 
+    /// On which of its devices a node has an actor, published or not, or is to have it.
+    pub fn device_of(&self, node: NodeId, actor: ActorId) -> Option<u16> {
+        let of = self.nodes.get(&node)?;
+        of.held.get(&actor).copied().or_else(|| of.ordered(actor))
+    }
+
     /// Bytes that a node has been told to load and has not answered for.
     pub fn loading_bytes(&self, node: NodeId) -> u64 {
         let loading = self.nodes.get(&node).into_iter().flat_map(Node::loading);
