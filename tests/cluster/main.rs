@@ -4,6 +4,7 @@
 mod conductor;
 mod forwarding;
 mod live;
+mod missing;
 mod nodes;
 mod oracle;
 mod pages;
