@@ -21,6 +21,7 @@ use rustls::ServerConfig;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::admin;
 use super::answer::{Answer, Form};
 use super::ask::Asked;
 use super::form::Forms;
@@ -136,6 +137,8 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/cluster", get(cluster))
+        .route("/cluster/drain", post(admin::drain))
+        .route("/cluster/undrain", post(admin::undrain))
         .route("/metrics", get(metrics))
         .route("/cluster/pulse", get(watch::pulse))
         .route("/why", get(watch::why))

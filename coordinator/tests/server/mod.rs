@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use coordinator::api::{App, Backend, Health, Keys, Limits, Served, Soon, State, serve};
+use coordinator::api::{App, Backend, DrainRefused, Health, Keys, Limits, Served, Soon, State, serve};
 use coordinator::data::request::{Event, Failure, Missing, OnMissing, RequestId, Submission};
 use coordinator::generation::Token;
 use coordinator::texts::Texts;
@@ -190,6 +190,24 @@ impl Backend for PlainBackend {
         let live = request.is_none_or(|request| request == RequestId(7));
         let requests = if live { json!([{"request": 7, "why": "the test holds it"}]) } else { json!([]) };
         Box::pin(async move { json!({ "requests": requests }) })
+    }
+
+    fn drain(&self, node: String, by_force: bool) -> Soon<'_, Result<Value, DrainRefused>> {
+        let answer = match (node.as_str(), by_force) {
+            ("n1", _) | ("full", true) => Ok(json!({ "node": node, "changed": true, "forced": by_force })),
+            ("full", false) => Err(DrainRefused::NoRoom("there is no room".into())),
+            ("only", _) => Err(DrainRefused::OnlyOne("it is the only one".into())),
+            _ => Err(DrainRefused::Unknown(format!("no node is called {node}"))),
+        };
+        Box::pin(async move { answer })
+    }
+
+    fn undrain(&self, node: String) -> Soon<'_, Result<Value, DrainRefused>> {
+        let answer = match node.as_str() {
+            "n1" => Ok(json!({ "node": node, "changed": false })),
+            _ => Err(DrainRefused::Unknown(format!("no node is called {node}"))),
+        };
+        Box::pin(async move { answer })
     }
 }
 
