@@ -225,16 +225,17 @@ fn what_is_given_up_is_waited_for_or_left_out_and_never_kept() {
             .collect();
         let expected = oracle.without(request.clone(), &|_, layer, expert| !here.contains(&(layer, expert)));
         assert!(expected.missing.len() > 10, "{:?}", expected.missing);
-        let waits = actix::spawn({
-            let (live, request) = (Rc::clone(&live), request.clone());
-            async move { live.ask(request).await }
-        });
         let pages = live.coordinator.cluster().await["data"]["prefix_pages"].clone();
         assert_eq!(live.heard(request.clone(), OnMissing::Drop).await, expected);
         let view = live.coordinator.cluster().await;
         assert_eq!(view["data"]["prefix_pages"], pages, "nothing of it was kept");
         let left_out: u64 = expected.missing.values().sum();
         assert_eq!(view["data"]["dispatches"]["left_out"], left_out);
+        let waits = actix::spawn({
+            let (live, request) = (Rc::clone(&live), request.clone());
+            async move { live.ask(request).await }
+        });
+        live.seen(|view| view["data"]["running"] == 1).await;
         assert!(!waits.is_finished(), "it waits");
         live.coordinator.undrain("n0".into()).await.unwrap();
         assert_eq!(waits.await.unwrap(), answer);
