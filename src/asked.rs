@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use coordinator::api::Backend;
-use coordinator::data::request::{Event, Priority, Submission};
+use coordinator::data::request::{Event, OnMissing, Priority, Submission};
 use coordinator::generation::{Generation, Request, Token};
 use coordinator::start::Coordinator;
 use model::text::StopStream;
@@ -24,6 +24,7 @@ impl Asked {
         let submission = Submission {
             generation: Generation::new(request, None, StopStream::new(Vec::new())?),
             priority: Priority::default(),
+            on_missing: OnMissing::Exact,
             deadline: Instant::now() + WITHIN,
             within_ms: WITHIN.as_millis() as u64,
             events,
@@ -37,7 +38,7 @@ impl Asked {
         loop {
             match self.0.recv().await {
                 Some(Event::Step { token: Some(token), .. }) => return Ok(Some(token)),
-                Some(Event::Step { token: None, .. } | Event::Cached(_)) => {}
+                Some(Event::Step { token: None, .. } | Event::Cached(_) | Event::Missing(_)) => {}
                 Some(Event::End(_)) => return Ok(None),
                 Some(Event::Failed(why)) => return Err(why.to_string().into()),
                 None => return Err("a request was dropped: the coordinator has ended".into()),

@@ -9,6 +9,7 @@ mod certs;
 mod chaos;
 mod chat;
 mod demo;
+mod drain;
 mod formation;
 mod forward;
 mod generate;
@@ -52,6 +53,8 @@ enum Command {
     Chat(chat::Chat),
     /// What a cluster is doing: nodes, devices, experts, loads.
     Status(status::Status),
+    /// Have a node of a cluster hold nothing, so that it can be ended while the cluster serves on.
+    Drain(drain::Drain),
     /// What live requests of a cluster wait for, and why.
     Why(why::Why),
     /// Which device of a cluster holds what.
@@ -110,6 +113,7 @@ fn main() -> ExitCode {
         Some(Command::Demo(command)) => command.run(),
         Some(Command::Chat(command)) => command.run(),
         Some(Command::Status(command)) => command.run(),
+        Some(Command::Drain(command)) => command.run(),
         Some(Command::Why(command)) => command.run(),
         Some(Command::Placement(command)) => command.run(),
         Some(Command::Forward(command)) => command.run(),

@@ -1,4 +1,4 @@
-//! A coordinator that is reached over HTTP: what `generate --cluster`, `chat`, `status` and
+//! A coordinator that is reached over HTTP: what `generate --cluster`, `chat`, `status`, `drain` and
 //! `placement` share.
 //!
 //! A small client of our own API, over hyper, which the server brings along anyway. Every wait has a bound, and every message says
@@ -169,6 +169,14 @@ impl Remote {
         }
     }
 
+    /// Asks for something to be done, and gives what is said to it.
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        match self.ask("POST", path, Some(body.to_string()))? {
+            (StatusCode::OK, answer) => Ok(answer),
+            (status, answer) => Err(self.refusal(status, &answer)),
+        }
+    }
+
     /// Waits until requests are taken, and says on standard error what is waited for.
     pub(crate) fn wait_until_served(&self, within: Duration) -> Result<Served, Failure> {
         let start = Instant::now();
@@ -332,8 +340,12 @@ impl Remote {
     }
 
     fn get(&self, path: &str) -> Result<(StatusCode, Value), Failure> {
+        self.ask("GET", path, None)
+    }
+
+    fn ask(&self, method: &str, path: &str, body: Option<String>) -> Result<(StatusCode, Value), Failure> {
         let (status, body) = self.runtime.block_on(async {
-            let response = self.send("GET", path, None, None).await?;
+            let response = self.send(method, path, body, None).await?;
             Ok::<_, Failure>((response.status(), self.collect(response).await?))
         })?;
         match serde_json::from_slice(&body) {

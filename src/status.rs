@@ -128,6 +128,11 @@ fn text(state: &Value, earlier: Option<(&Value, Duration)>, url: &str) -> String
     for missing in list(&state["missing"]) {
         let _ = writeln!(page, "missing    {}", word(missing));
     }
+    // A drained node may wait for room while all is served.
+    let is_said = |why: &&Value| list(&state["missing"]).contains(why);
+    if let Some(why) = Some(&state["refused"]).filter(|why| why.is_string() && !is_said(why)) {
+        let _ = writeln!(page, "no room    {}", word(why));
+    }
     let _ = writeln!(
         page,
         "experts    {} of {} held, {} replicas; {} spare devices",
@@ -428,6 +433,19 @@ layer 1 expert 4            a          1   104       0  5000 us    42 us
 ";
         assert_eq!(page, expected);
         assert!(page.lines().all(|line| line.chars().count() <= WIDTH));
+    }
+
+    /// A node that cannot be emptied says why, once.
+    #[test]
+    fn what_has_no_room_is_said_once() {
+        let mut state = state();
+        state["nodes"][1]["state"] = json!("draining");
+        state["refused"] = json!("all 4 layers: 8 MB short; add devices or memory");
+        let page = text(&state, None, "x");
+        assert!(page.contains("no room    all 4 layers: 8 MB short;") && page.contains("draining"), "{page}");
+        state["missing"] = json!(["1 of 64 experts has no holder", state["refused"]]);
+        let page = text(&state, None, "x");
+        assert!(page.contains("missing    all 4 layers: 8 MB short;") && !page.contains("no room"), "{page}");
     }
 
     /// What is made up must not be taken for what this machine can do.

@@ -19,15 +19,17 @@ use transport::peer::{Endpoint, EndpointError, Listener};
 use transport::security::{Authority, ClusterId, PeerName, Role};
 use transport::wire::control::NumericIdentity;
 
-use crate::api::{Backend, Health, Soon};
+use crate::api::{Backend, DrainRefused, Health, Soon};
 use crate::control::actor::{ControlActor, ControlParts};
+use crate::control::admin::{Drain, Undrain};
 use crate::control::cluster::Demand;
+use crate::control::drain::{self, Manner};
 use crate::control::membership::{Membership, MembershipSettings};
 use crate::control::placer::{Placer, PlacerSettings};
 use crate::control::publisher::Publisher;
 use crate::control::rebalance::Rebalancer;
 use crate::control::stop;
-use crate::control::store::TermStore;
+use crate::control::store::Store;
 use crate::control::view;
 use crate::data::actor::{Ask, Cancel, DataActor, Submit};
 use crate::data::exchange::LinkSeen;
@@ -52,7 +54,7 @@ pub struct Settings {
     pub limits: Limits,
     /// How nodes are admitted.
     pub membership: MembershipSettings,
-    /// Where the term is kept.
+    /// Where the term is kept, and which nodes are drained.
     pub data_folder: Option<PathBuf>,
     /// Text of `config.json`.
     pub config: Vec<u8>,
@@ -143,15 +145,16 @@ pub fn start(
     arbiters: &Arbiters,
 ) -> Result<Coordinator, StartError> {
     let system = |what: &'static str| move |why: std::io::Error| StartError::System { what, why };
-    let terms = TermStore::new(settings.data_folder.as_deref()).map_err(system("the data directory"))?;
-    let stored = terms.load().map_err(system("the stored term"))?;
+    let store = Store::new(settings.data_folder.as_deref()).map_err(system("the data directory"))?;
+    let stored = store.load_term().map_err(system("the stored term"))?;
+    let drained = store.load_drained().map_err(system("the drained nodes"))?;
     let demand = demand(opened, &settings)?;
     let (observe, observed) = mpsc::unbounded_channel();
     let actor = data_actor(trunk, pool, &settings.data, observe).map_err(system("the trunk's thread"))?;
     let data = on(&arbiters.data, move |_| actor);
     let now = Instant::now();
     let parts = ControlParts {
-        membership: Membership::new(settings.membership.clone(), stored, now),
+        membership: Membership::new(settings.membership.clone(), stored, now).with_drained(drained),
         publisher: Publisher::new(demand.clone()),
         placer: Placer::new(settings.placer.clone(), now),
         rebalancer: settings.placer.rebalance.map(|rebalance| Rebalancer::new(rebalance, now)),
@@ -161,7 +164,7 @@ pub fn start(
         manifest: settings.manifest.clone(),
         weights: settings.gives_weights.then(|| Weights::new(Arc::clone(opened), buffers.clone())),
         authority: settings.authority.clone(),
-        terms,
+        store,
         data: data.clone(),
         observed,
         listeners,
@@ -278,5 +281,29 @@ impl Backend for Coordinator {
             }
             json!({ "requests": waiting.iter().map(Waiting::json).collect::<Vec<_>>() })
         })
+    }
+
+    fn drain(&self, node: String, by_force: bool) -> Soon<'_, Result<Value, DrainRefused>> {
+        let manner = if by_force { Manner::ByForce } else { Manner::Kindly };
+        let sent = self.control.send(Drain { node, manner });
+        Box::pin(async move { sent.await.map_err(|_| DrainRefused::Stopping)?.map_err(DrainRefused::from) })
+    }
+
+    fn undrain(&self, node: String) -> Soon<'_, Result<Value, DrainRefused>> {
+        let sent = self.control.send(Undrain { node });
+        Box::pin(async move { sent.await.map_err(|_| DrainRefused::Stopping)?.map_err(DrainRefused::from) })
+    }
+}
+
+impl From<drain::DrainRefused> for DrainRefused {
+    fn from(why: drain::DrainRefused) -> Self {
+        let text = why.to_string();
+        match why {
+            drain::DrainRefused::Unknown { .. } => Self::Unknown(text),
+            drain::DrainRefused::NotStored { .. } => Self::NotStored(text),
+            drain::DrainRefused::OnlyOne { .. } => Self::OnlyOne(text),
+            drain::DrainRefused::NoRoom { .. } => Self::NoRoom(text),
+            drain::DrainRefused::Superseded => Self::Superseded(text),
+        }
     }
 }

@@ -121,7 +121,7 @@ pub(crate) async fn node(config: Config) -> Result<Assembled, Failure> {
         limits,
         buffers,
         batch_rows_max: config.batch_rows_max.unwrap_or(BATCH_ROWS_MAX),
-        leave_max: LEAVE_MAX,
+        leave_max: config.leave_within.map_or(LEAVE_MAX, |seconds| Duration::from_secs(seconds.into())),
         links: Some(links),
         emulation: config.emulate,
     };

@@ -138,6 +138,11 @@ pub struct Config {
     #[arg(long, value_name = "N", env = "PHALANX_NODE_BATCH_ROWS_MAX")]
     pub batch_rows_max: Option<u32>,
 
+    /// Seconds that a node which was asked to end goes on serving while what it holds moves to others, where they have room.
+    /// Whoever ends it (Docker, Kubernetes, systemd) must give it longer than this. Default: 30.
+    #[arg(long, value_name = "SECONDS", env = "PHALANX_NODE_LEAVE_WITHIN")]
+    pub leave_within: Option<u32>,
+
     /// Emulate devices and a wire that are slower than this machine's, to see what they do to a cluster: experts
     /// compute their real bits, but answer no earlier. For example device=2ms+4ms/row,wire=5ms: a device takes
     /// 2 ms for a batch and 4 ms for each row of it, a frame is 5 ms under way in each direction.
@@ -176,6 +181,7 @@ impl Settings for Config {
             numeric_class: self.numeric_class.or(below.numeric_class),
             kernel_path: self.kernel_path.or(below.kernel_path),
             batch_rows_max: self.batch_rows_max.or(below.batch_rows_max),
+            leave_within: self.leave_within.or(below.leave_within),
             emulate: self.emulate.or(below.emulate),
             log: self.log.or(below.log),
             log_level: self.log_level.or(below.log_level),
@@ -278,6 +284,7 @@ mod tests {
             insecure = true
             numeric_class = "portable"
             kernel_path = "avx2"
+            leave_within = 300
             emulate = "device=2ms+4ms/row,wire=5ms"
             log = "json"
         "#;
@@ -289,6 +296,7 @@ mod tests {
         assert_eq!(config.labels.len(), 2);
         assert_eq!(config.numeric_class, Some(NumericClass::Portable));
         assert_eq!(config.kernel_path, Some(KernelPath::Avx2));
+        assert_eq!(config.leave_within, Some(300));
         assert_eq!(config.emulate, "device=2ms+4ms/row,wire=5ms".parse().ok());
         assert_eq!(config.log, Some(LogFormat::Json));
         assert_eq!(Config::parse("", "memory = 1024").unwrap().memory, Some(Bytes(1024)));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use actix::{Actor, Addr};
 use coordinator::data::actor::{DataActor, DataLink, Observation, Opened, Published, Submit};
 use coordinator::data::ids::LinkId;
-use coordinator::data::request::{Event, Priority, Submission};
+use coordinator::data::request::{Event, Missing, OnMissing, Priority, Submission};
 use coordinator::data::start::{DataSettings, data_actor, room};
 use coordinator::generation::{FinishReason, Generation, Request, Token};
 use coordinator::placement::{NodeId, Placement, Replica, Seat};
@@ -31,7 +31,7 @@ use transport::security::{PeerName, Role};
 use transport::wire::cluster::{Assignment, Cluster, Epoch, Hold, Joined, ToCoordinator, ToNode};
 use transport::wire::control::NumericIdentity;
 
-use crate::nodes::{CLUSTER, start_node};
+use crate::nodes::{CLUSTER, WIDE, start_node};
 use crate::unruly::{Manner, Unruly};
 
 /// Over which carrier.
@@ -110,7 +110,8 @@ impl Conductor {
         let mut listener = endpoint.listen(Box::new(Unruly { acceptor, manner, lanes: 0 }));
         let address = CoordinatorAddress { carrier, address: listener.address().to_owned() };
         let handles =
-            (0..nodes).map(|n| start_node(&runtime, opened, numeric(kernels), n, address.clone())).collect();
+            (0..nodes).map(|n| start_node(&runtime, opened, numeric(kernels), n, WIDE, address.clone()));
+        let handles = handles.collect();
 
         let request = load::Request {
             kernels,
@@ -145,27 +146,60 @@ impl Conductor {
     pub(crate) async fn ask_and(
         &self,
         request: Request,
-        mut heard_so_far: impl FnMut(usize),
+        heard_so_far: impl FnMut(usize),
     ) -> (Vec<Token>, Option<FinishReason>) {
+        let Heard { tokens, finish, missing } = self.heard(request, OnMissing::Exact, heard_so_far).await;
+        assert_eq!(missing, BTreeMap::new(), "nothing is left out that nobody has said may be");
+        (tokens, finish)
+    }
+
+    /// The same, with what becomes of rows whose expert has no holder.
+    pub(crate) async fn heard(
+        &self,
+        request: Request,
+        on_missing: OnMissing,
+        mut heard_so_far: impl FnMut(usize),
+    ) -> Heard {
         let (events, mut heard) = mpsc::channel(Submission::events_max(request.tokens_max));
         let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let submission =
-            Submission { generation, priority: Priority::default(), deadline, within_ms: 60_000, events };
+        let (within_ms, priority) = (60_000, Priority::default());
+        let deadline = Instant::now() + Duration::from_millis(within_ms);
+        let submission = Submission { generation, priority, on_missing, deadline, within_ms, events };
         self.data.send(Submit(submission)).await.unwrap();
-        let mut tokens = Vec::new();
+        let mut all = Heard::default();
         while let Some(event) = heard.recv().await {
-            match event {
-                Event::Step { token, .. } => {
-                    tokens.extend(token);
-                    heard_so_far(tokens.len());
-                }
-                Event::Cached(_) => {}
-                Event::End(reason) => return (tokens, Some(reason)),
-                Event::Failed(why) => panic!("{why}"),
+            all.take(event);
+            if all.finish.is_some() {
+                break;
             }
+            heard_so_far(all.tokens.len());
         }
-        (tokens, None)
+        all
+    }
+}
+
+/// An answer, and what it went on without.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(crate) struct Heard {
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) finish: Option<FinishReason>,
+    /// Rows, by layer and expert.
+    pub(crate) missing: BTreeMap<(u32, u32), u64>,
+}
+
+impl Heard {
+    pub(crate) fn take(&mut self, event: Event) {
+        match event {
+            Event::Step { token, .. } => self.tokens.extend(token),
+            Event::Cached(_) => {}
+            Event::Missing(missing) => {
+                for Missing { layer, expert, rows } in missing {
+                    *self.missing.entry((layer, expert)).or_default() += rows;
+                }
+            }
+            Event::End(reason) => self.finish = Some(reason),
+            Event::Failed(why) => panic!("{why}"),
+        }
     }
 }
 

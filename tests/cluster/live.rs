@@ -1,6 +1,7 @@
 //! A whole coordinator over nodes of this process: what the control plane does while requests run.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,11 +12,11 @@ use coordinator::control::membership::MembershipSettings;
 use coordinator::control::placer::PlacerSettings;
 use coordinator::control::rebalance::RebalanceSettings;
 use coordinator::data::flow::Forwarding;
-use coordinator::data::request::{Event, Priority, Submission};
+use coordinator::data::request::{Event, OnMissing, Priority, Submission};
 use coordinator::generation::{FinishReason, Generation, Request, Token};
 use coordinator::start::{Arbiters, Coordinator, Settings, endpoint, start};
 use model::kernel::{Kernels, NumericClass};
-use model::load::{self, Progress};
+use model::load::{self, Opened, Progress};
 use model::pool::Pool;
 use model::text::StopStream;
 use model::trunk::Trunk;
@@ -28,21 +29,39 @@ use transport::buffer::Pool as Buffers;
 use transport::carrier::memory::MemoryCarrier;
 use transport::wire::control::NumericIdentity;
 
-use crate::nodes::{CLUSTER, start_node};
+use crate::conductor::Heard;
+use crate::nodes::{CLUSTER, WIDE, start_node};
 use crate::oracle::{Oracle, Random, repository};
 
 /// A cluster that has not come so far by then never does.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-struct Live {
-    coordinator: Coordinator,
-    nodes: Vec<NodeHandle>,
-    _runtime: Runtime,
+/// A coordinator, and nodes of two devices.
+pub(crate) struct Live {
+    pub(crate) coordinator: Coordinator,
+    pub(crate) nodes: Vec<NodeHandle>,
+    opened: Arc<Opened>,
+    numeric: NumericIdentity,
+    carrier: MemoryCarrier,
+    /// Bytes of each device.
+    memory: u64,
+    runtime: Runtime,
 }
 
 impl Live {
-    /// Nodes of two devices each, with so many bytes a device.
     async fn start(oracle: &Oracle, kernels: Kernels, nodes: u32, placer: PlacerSettings) -> Self {
+        Self::of_memory(oracle, kernels, nodes, WIDE, placer, None).await
+    }
+
+    /// The same where each device has so many bytes, and the coordinator perhaps a data directory.
+    pub(crate) async fn of_memory(
+        oracle: &Oracle,
+        kernels: Kernels,
+        nodes: u32,
+        memory: u64,
+        placer: PlacerSettings,
+        data_folder: Option<PathBuf>,
+    ) -> Self {
         let opened = &oracle.opened;
         let pool = Arc::new(Pool::new(2, None));
         let admission = Kernels::admitted(kernels.class()).unwrap();
@@ -56,7 +75,7 @@ impl Live {
             placer,
             limits: Limits::default(),
             membership: MembershipSettings { join_window: Duration::ZERO, ..MembershipSettings::default() },
-            data_folder: None,
+            data_folder,
             config: oracle.config.clone(),
             manifest: Manifest::default(),
             gives_weights: false,
@@ -85,17 +104,21 @@ impl Live {
         let runtime =
             Runtime::start(RuntimeSettings { kernels, pool, actors, spin: Duration::ZERO, on_busy: None })
                 .unwrap();
-        let node = |number| {
-            let coordinator =
-                CoordinatorAddress { carrier: Arc::new(carrier.clone()), address: "front".to_owned() };
-            start_node(&runtime, opened, numeric.clone(), number, coordinator)
-        };
-        let nodes = (0..nodes).map(node).collect();
-        Self { coordinator, nodes, _runtime: runtime }
+        let opened = Arc::clone(opened);
+        let mut live = Self { coordinator, nodes: Vec::new(), opened, numeric, carrier, memory, runtime };
+        live.nodes = (0..nodes).map(|number| live.node(number)).collect();
+        live
+    }
+
+    /// Another life of the node of this number.
+    pub(crate) fn node(&self, number: u32) -> NodeHandle {
+        let carrier = Arc::new(self.carrier.clone());
+        let coordinator = CoordinatorAddress { carrier, address: "front".to_owned() };
+        start_node(&self.runtime, &self.opened, self.numeric.clone(), number, self.memory, coordinator)
     }
 
     /// How the cluster is as soon as `is_so`.
-    async fn seen(&self, is_so: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn seen(&self, is_so: impl Fn(&Value) -> bool) -> Value {
         let until = Instant::now() + PATIENCE;
         loop {
             let view = self.coordinator.cluster().await;
@@ -107,24 +130,26 @@ impl Live {
         }
     }
 
-    async fn ask(&self, request: Request) -> (Vec<Token>, Option<FinishReason>) {
+    pub(crate) async fn ask(&self, request: Request) -> (Vec<Token>, Option<FinishReason>) {
+        let Heard { tokens, finish, missing } = self.heard(request, OnMissing::Exact).await;
+        assert_eq!(missing, BTreeMap::new(), "nothing is left out that nobody has said may be");
+        (tokens, finish)
+    }
+
+    /// Asks, with what becomes of rows whose expert has no holder.
+    pub(crate) async fn heard(&self, request: Request, on_missing: OnMissing) -> Heard {
         let (events, mut heard) = tokio::sync::mpsc::channel(Submission::events_max(request.tokens_max));
         let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
-        let deadline = Instant::now() + PATIENCE;
-        let within_ms = PATIENCE.as_millis() as u64;
+        let (deadline, within_ms) = (Instant::now() + PATIENCE, PATIENCE.as_millis() as u64);
+        let priority = Priority::default();
         self.coordinator
-            .submit(Submission { generation, priority: Priority::default(), deadline, within_ms, events })
+            .submit(Submission { generation, priority, on_missing, deadline, within_ms, events })
             .await;
-        let mut tokens = Vec::new();
+        let mut all = Heard::default();
         while let Some(event) = heard.recv().await {
-            match event {
-                Event::Step { token, .. } => tokens.extend(token),
-                Event::Cached(_) => {}
-                Event::End(reason) => return (tokens, Some(reason)),
-                Event::Failed(why) => panic!("{why}"),
-            }
+            all.take(event);
         }
-        (tokens, None)
+        all
     }
 }
 
@@ -207,6 +232,7 @@ fn an_expert_without_a_holder_is_named_with_who_left() {
                 within_ms: 60_000,
                 events,
                 priority: Priority::default(),
+                on_missing: OnMissing::Exact,
             })
             .await;
         assert!(matches!(heard.recv().await, Some(Event::Step { .. })), "it has begun");

@@ -2,8 +2,10 @@
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "a test has no outside, and a panic is its answer")]
 
 mod conductor;
+mod elastic;
 mod forwarding;
 mod live;
+mod missing;
 mod nodes;
 mod oracle;
 mod pages;

@@ -1,6 +1,7 @@
 //! Nodes of the tests' process, with a copy of the checkpoint each.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use model::load::Opened;
 use node::settings::{BATCH_ROWS_MAX, LEAVE_MAX};
@@ -12,22 +13,28 @@ use transport::security::ClusterId;
 use transport::wire::control::NumericIdentity;
 
 pub(crate) const CLUSTER: ClusterId = ClusterId([3; 16]);
+/// More than any model of these tests needs.
+pub(crate) const WIDE: u64 = 1 << 30;
 
-/// Starts one, which dials that coordinator.
+/// Each node that is started is another life.
+static INCARNATIONS: AtomicU64 = AtomicU64::new(1);
+
+/// Starts one of two devices with so much memory each, which dials that coordinator.
 pub(crate) fn start_node(
     runtime: &Runtime,
     opened: &Arc<Opened>,
     numeric: NumericIdentity,
     number: u32,
+    memory: u64,
     coordinator: CoordinatorAddress,
 ) -> NodeHandle {
     let settings = node::Settings {
         name: format!("n{number}"),
         cluster: CLUSTER,
-        incarnation: 1,
+        incarnation: INCARNATIONS.fetch_add(1, Ordering::Relaxed),
         numeric,
         labels: Vec::new(),
-        devices: vec![1 << 30; 2],
+        devices: vec![memory; 2],
         coordinators: vec![coordinator],
         own_copy: Some(Arc::new(OwnCopy::new(Arc::clone(opened), None))),
         experts_folder: None,

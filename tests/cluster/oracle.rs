@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use coordinator::generation::{FinishReason, Generation, Request, Token};
 use coordinator::grammar::{Form, Grammar, Grammars};
-use model::experts::LocalExperts;
+use model::attention::Span;
+use model::experts::{Experts, LocalExperts};
 use model::gate::Choices;
 use model::kernel::Kernels;
 use model::kv::{KvCache, Sequence};
@@ -16,6 +17,8 @@ use model::pool::Pool;
 use model::sampler::{Sampling, SamplingFields};
 use model::text::{StopStream, Tokenizer};
 use model::trunk::{Trunk, Workspace};
+
+use crate::conductor::Heard;
 
 /// One model in this process.
 pub(crate) struct Oracle {
@@ -100,6 +103,67 @@ impl Oracle {
         }
         self.cache.release(sequence);
         (tokens, generation.finish_reason())
+    }
+
+    /// Runs a request to its end, alone, where some experts are missing: position, layer and expert say which. What is left of a
+    /// row's weights is scaled to the sum that they had together, and this is written here once more, as it is said.
+    pub(crate) fn without(
+        &mut self,
+        request: Request,
+        is_missing: &dyn Fn(usize, usize, u32) -> bool,
+    ) -> Heard {
+        let mut generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
+        let mut sequence = Sequence::default();
+        let (mut heard, mut logits) = (Heard::default(), Vec::new());
+        let wants_experts = generation.request().experts;
+        let Self { trunk, pool, work, cache, experts, .. } = self;
+        while generation.finish_reason().is_none() {
+            let next = generation.next_tokens().to_vec();
+            let start = sequence.len();
+            cache.extend(&mut sequence, next.len()).unwrap();
+            let spans = [Span { sequence: &sequence, start, rows: 0..next.len() }];
+            let mut visited = Vec::new();
+            trunk.embed(work, &next, &spans);
+            for layer in 0..trunk.spec().layers.len() {
+                trunk.attend(pool, work, layer, cache, &spans);
+                let goes_out = trunk.gate(pool, work, layer);
+                if goes_out {
+                    let top_k = work.choices.top_k;
+                    let rows = work.choices.experts.chunks(top_k).zip(work.choices.weights.chunks_mut(top_k));
+                    for (position, (chosen, weights)) in (start..).zip(rows) {
+                        let is_here = |rank: &usize| !is_missing(position, layer, chosen[*rank]);
+                        let here: Vec<usize> = (0..top_k).filter(is_here).collect();
+                        if here.len() == top_k {
+                            continue;
+                        }
+                        let all = weights.iter().fold(0.0_f32, |sum, weight| sum + weight);
+                        let left = here.iter().fold(0.0_f32, |sum, rank| sum + weights[*rank]);
+                        for rank in 0..top_k {
+                            if here.contains(&rank) {
+                                weights[rank] *= all / left;
+                            } else {
+                                // What it returns counts for nothing.
+                                weights[rank] = 0.0;
+                                *heard.missing.entry((layer as u32, chosen[rank])).or_default() += 1;
+                            }
+                        }
+                    }
+                    visited.extend_from_slice(&work.choices.experts[work.choices.experts.len() - top_k..]);
+                    experts.compute(layer, &work.rows, &work.groups, &mut work.returned).unwrap();
+                }
+                trunk.forward(pool, work, layer);
+                if goes_out {
+                    trunk.combine(pool, work);
+                }
+            }
+            trunk.logits(pool, work, &[next.len() - 1], &mut logits);
+            let experts = if wants_experts { visited } else { Vec::new() };
+            let token = generation.handle_logits(&logits).unwrap().token;
+            heard.tokens.extend(token.map(|token| Token { experts, ..token }));
+        }
+        cache.release(sequence);
+        heard.finish = generation.finish_reason();
+        heard
     }
 
     /// A request of random tokens. Every other one samples, every third wants to know its experts; the probabilities of

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use coordinator::data::actor::{Ask, Submit};
 use coordinator::data::exchange::{Held, Wait};
 use coordinator::data::flow::Forwarding;
-use coordinator::data::request::{Event, Failure, Priority, RequestId, Submission};
+use coordinator::data::request::{Event, Failure, OnMissing, Priority, RequestId, Submission};
 use coordinator::data::scheduler;
 use coordinator::data::start::DataSettings;
 use coordinator::data::why::{AtExpert, Cause, Other, Waiting, Why};
@@ -79,6 +79,7 @@ impl Case {
             within_ms,
             events,
             priority: Priority::default(),
+            on_missing: OnMissing::Exact,
         };
         (self.cluster.data.send(Submit(submission)).await.unwrap(), heard)
     }
@@ -191,7 +192,7 @@ fn who_is_late_hears_what_was_missing() {
         let failure = loop {
             match heard.recv().await.unwrap() {
                 Event::Failed(failure) => break failure,
-                Event::Step { .. } | Event::Cached(_) => {}
+                Event::Step { .. } | Event::Cached(_) | Event::Missing(_) => {}
                 Event::End(_) => panic!("it needs the expert"),
             }
         };

@@ -4,6 +4,7 @@
 //! answer's text, and its other lists likewise. An answer has one or more choices, each with a text of its own; a chunk
 //! is of one choice.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use model::sampler::Logprobs;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value};
 use super::resume::{EventId, Place, Stream, TokensSum};
 use super::said::{Call, CallFunction, CallIdentity, CallNews, News, Said, said};
 use super::tools::{Format, Part, Reader};
+use crate::data::request::Missing;
 use crate::generation::{FinishReason, Token};
 
 /// What is the same in every chunk of an answer.
@@ -102,6 +104,8 @@ struct Telling {
     tokens: Vec<Token>,
     is_begun: bool,
     finish: Option<FinishReason>,
+    /// What rows went on without, by layer and expert.
+    missing: BTreeMap<(u32, u32), u64>,
     /// Where each token's text begins, which only the tokens before it can say.
     pieces: Option<TextStream>,
     offset: usize,
@@ -218,6 +222,17 @@ struct Extension<'a> {
     /// For each token and layer the experts by rank.
     #[serde(skip_serializing_if = "Option::is_none")]
     experts: Option<Vec<Vec<Vec<u32>>>>,
+    /// Where a choice ends that lacks something.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<MissingExpert>,
+}
+
+/// An expert that rows went on without.
+#[derive(Serialize)]
+struct MissingExpert {
+    layer: u32,
+    expert: u32,
+    rows: u64,
 }
 
 #[derive(Serialize)]
@@ -396,6 +411,13 @@ impl Answer {
         }
     }
 
+    /// Rows of a choice went on without these.
+    pub(super) fn take_missing(&mut self, index: usize, missing: &[Missing]) {
+        for Missing { layer, expert, rows } in missing {
+            *self.tellings[index].missing.entry((*layer, *expert)).or_default() += rows;
+        }
+    }
+
     /// A choice has ended.
     pub(super) fn end(&mut self, index: usize, reason: FinishReason) -> Result<(), Astray> {
         let telling = &mut self.tellings[index];
@@ -447,7 +469,8 @@ impl Answer {
         let telling = &self.tellings[index];
         let Steps { tokens_count, tokens, is_flushed } = telling.steps;
         let choice = self.first_choice + index;
-        let place = Place { choice, tokens_count, tokens, is_flushed, is_ended: telling.finish.is_some() };
+        let (is_ended, has_left_out) = (telling.finish.is_some(), !telling.missing.is_empty());
+        let place = Place { choice, tokens_count, tokens, is_flushed, is_ended, has_left_out };
         out.extend_from_slice(format!("id: {}\n", EventId { stream, place }.write()).as_bytes());
     }
 
@@ -480,10 +503,15 @@ impl Answer {
             top_logprobs: None,
             expert_layers: None,
             experts: None,
+            missing: Vec::new(),
         };
         let mut choices = Vec::new();
+        let mut missing: BTreeMap<(u32, u32), u64> = BTreeMap::new();
         for index in indices {
             let telling = &mut self.tellings[index];
+            for (expert, rows) in telling.missing.iter().filter(|_| telling.finish.is_some()) {
+                *missing.entry(*expert).or_default() += rows;
+            }
             let tokens = std::mem::take(&mut telling.tokens);
             let calls = |call: CallNews| {
                 let id = || self.format.map(|format| format.call_id(self.calls_seed, index, call.index));
@@ -516,7 +544,11 @@ impl Answer {
         extension.prompt_token_ids = (is_first && ids).then_some(&self.prompt);
         let layers = || self.wanted.experts.iter().map(|(layer, _)| *layer).collect();
         extension.expert_layers = (is_first && experts).then(layers);
-        let phalanx = (is_first || ids || experts).then_some(extension);
+        let missing = missing.into_iter();
+        extension.missing =
+            missing.map(|((layer, expert), rows)| MissingExpert { layer, expert, rows }).collect();
+        let has_news = is_first || ids || experts || !extension.missing.is_empty();
+        let phalanx = has_news.then_some(extension);
         write_json(&Object { head: &self.head, choices: &choices, usage, phalanx }, out);
     }
 

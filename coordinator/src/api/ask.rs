@@ -16,7 +16,7 @@ use super::form;
 use super::prompt::{CHOICES_TOTAL_MAX, Prompt};
 use super::refusal::{Refusal, quote};
 use super::resume::digest;
-use crate::data::request::Priority;
+use crate::data::request::{OnMissing, Priority};
 use crate::grammar;
 
 /// Tokens of a completion where nobody says, as OpenAI has it; a chat may go on to the end of the context.
@@ -110,6 +110,7 @@ pub(super) struct Asked {
     pub(super) include_usage: bool,
     pub(super) deadline: Duration,
     pub(super) priority: Priority,
+    pub(super) on_missing: OnMissing,
     pub(super) return_token_ids: bool,
     pub(super) return_experts: bool,
     /// The beginning of an answer that is to be gone on with.
@@ -167,7 +168,7 @@ impl Asked {
             return Err(Refusal::unsupported("ignore_eos", message));
         }
         let (stream, include_usage) = stream(&fields)?;
-        let Extensions { deadline, priority, return_token_ids, return_experts, tokens } =
+        let Extensions { deadline, priority, on_missing, return_token_ids, return_experts, tokens } =
             extensions(&fields)?;
         let of_one =
             [("phalanx.return_token_ids", return_token_ids), ("phalanx.return_experts", return_experts)];
@@ -190,6 +191,7 @@ impl Asked {
             include_usage,
             deadline,
             priority,
+            on_missing,
             return_token_ids,
             return_experts,
             tokens,
@@ -307,6 +309,7 @@ fn stream(fields: &Fields<'_>) -> Result<(bool, bool), Refusal> {
 struct Extensions {
     deadline: Duration,
     priority: Priority,
+    on_missing: OnMissing,
     return_token_ids: bool,
     return_experts: bool,
     tokens: Option<Vec<u32>>,
@@ -315,18 +318,19 @@ struct Extensions {
 fn extensions(fields: &Fields<'_>) -> Result<Extensions, Refusal> {
     let fields = Fields::read(fields.raw("phalanx").unwrap_or("{}"), "phalanx.", KNOWN_PHALANX)?;
     let deadline = whole(&fields, "deadline_ms", 1, DEADLINE_MS_MAX)?.unwrap_or(DEADLINE_MS);
-    let on_missing: Option<String> = fields.take("on_missing", "\"exact\"")?;
-    match on_missing.as_deref() {
-        None | Some("exact") => {}
+    const MANNERS: &str = "\"exact\" or \"drop\"";
+    let on_missing = match fields.take::<String>("on_missing", MANNERS)?.as_deref() {
+        None | Some("exact") => OnMissing::Exact,
+        Some("drop") => OnMissing::Drop,
         Some(other) => {
             let message = format!(
-                "`phalanx.on_missing` is \"{}\"; only \"exact\" is supported: a missing expert is waited for, up \
-                 to the deadline",
+                "`phalanx.on_missing` is \"{}\"; there are \"exact\": a missing expert is waited for, up to the deadline; \
+                 and \"drop\": it is left out, and the answer says so",
                 quote(other)
             );
             return Err(Refusal::unsupported("phalanx.on_missing", message));
         }
-    }
+    };
     let expected = format!("a whole number from -{0} to {0}", Priority::MAX);
     let priority = match fields.take("priority", &expected)? {
         Some(priority) => Priority::new(priority).ok_or_else(|| fields.wrong("priority", &expected))?,
@@ -335,6 +339,7 @@ fn extensions(fields: &Fields<'_>) -> Result<Extensions, Refusal> {
     Ok(Extensions {
         deadline: Duration::from_millis(deadline),
         priority,
+        on_missing,
         return_token_ids: flag(&fields, "return_token_ids")?,
         return_experts: flag(&fields, "return_experts")?,
         tokens: fields.take("tokens", "a list of token ids")?,
@@ -409,6 +414,7 @@ mod tests {
             include_usage: false,
             deadline: Duration::from_secs(600),
             priority: Priority::default(),
+            on_missing: OnMissing::Exact,
             return_token_ids: false,
             return_experts: false,
             tokens: None,
@@ -427,7 +433,7 @@ mod tests {
                 "min_p": 0.1, "seed": -1, "stop": ["a", "b"], "presence_penalty": 1, "frequency_penalty": -1,
                 "repetition_penalty": 1.1, "logit_bias": {"7": -100, "3": 2.5}, "logprobs": 2, "ignore_eos": true,
                 "stream": true, "stream_options": {"include_usage": true},
-                "phalanx": {"deadline_ms": 250, "on_missing": "exact", "priority": -2, "return_token_ids": true,
+                "phalanx": {"deadline_ms": 250, "on_missing": "drop", "priority": -2, "return_token_ids": true,
                             "return_experts": true,                             "tokens": [9, 8]}}"#,
         );
         let asked = asked.unwrap();
@@ -457,6 +463,7 @@ mod tests {
             include_usage: true,
             deadline: Duration::from_millis(250),
             priority: Priority::new(-2).unwrap(),
+            on_missing: OnMissing::Drop,
             return_token_ids: true,
             return_experts: true,
             tokens: Some(vec![9, 8]),
@@ -533,7 +540,8 @@ mod tests {
             ("phalanx", "1"),
             ("phalanx.deadline_ms", "0"),
             ("phalanx.deadline_ms", "1e9"),
-            ("phalanx.on_missing", "\"drop\""),
+            ("phalanx.on_missing", "\"skip\""),
+            ("phalanx.on_missing", "true"),
             ("phalanx.priority", "4"),
             ("phalanx.priority", "-4"),
             ("phalanx.priority", "0.5"),

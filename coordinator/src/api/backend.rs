@@ -37,6 +37,36 @@ pub trait Backend: Send + Sync + 'static {
 
     /// What a live request waits for, or each of them, likewise.
     fn why(&self, request: Option<RequestId>) -> Soon<'_, Value>;
+
+    /// Has a node of this name hold nothing from now on; by force also where what it holds has no room elsewhere. What
+    /// follows from it, likewise.
+    fn drain(&self, node: String, by_force: bool) -> Soon<'_, Result<Value, DrainRefused>>;
+
+    /// Has a drained node hold experts again.
+    fn undrain(&self, node: String) -> Soon<'_, Result<Value, DrainRefused>>;
+}
+
+/// Why a node is not drained, or not used again, in words for people. Nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DrainRefused {
+    /// No node has this name.
+    #[error("{0}")]
+    Unknown(String),
+    /// There is nobody else.
+    #[error("{0}")]
+    OnlyOne(String),
+    /// What it holds has no room elsewhere.
+    #[error("{0}")]
+    NoRoom(String),
+    /// Another coordinator says what nodes hold.
+    #[error("{0}")]
+    Superseded(String),
+    /// It cannot be remembered.
+    #[error("{0}")]
+    NotStored(String),
+    /// The program is ending.
+    #[error("the coordinator is stopping")]
+    Stopping,
 }
 
 /// How far the cluster is.

@@ -12,7 +12,7 @@ use serde_json::Value;
 const SEATS_MAX: usize = 4096;
 
 /// Numbers of which there is one: name, kind, where it stands in `/cluster`, and what it is.
-const SINGLE: [(&str, &str, &str, &str); 26] = [
+const SINGLE: [(&str, &str, &str, &str); 27] = [
     ("phalanx_requests_running", "gauge", "/data/running", "Requests that are being computed."),
     ("phalanx_requests_waiting", "gauge", "/data/waiting", "Requests that wait for room."),
     ("phalanx_tokens_total", "counter", "/data/tokens", "Tokens of answers."),
@@ -29,6 +29,12 @@ const SINGLE: [(&str, &str, &str, &str); 26] = [
         "counter",
         "/data/dispatches/rows_failed",
         "Rows that could not be computed.",
+    ),
+    (
+        "phalanx_experts_left_out_total",
+        "counter",
+        "/data/dispatches/left_out",
+        "Experts without a holder that rows went on without, where their request said so.",
     ),
     ("phalanx_kv_pages", "gauge", "/data/kv_pages", "Pages for keys and values."),
     ("phalanx_kv_pages_free", "gauge", "/data/kv_pages_free", "Of these, those that belong to no request."),

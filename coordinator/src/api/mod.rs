@@ -8,6 +8,7 @@
 //!
 //! Nothing that a client sends is logged, and whoever goes away has his request cancelled.
 
+mod admin;
 mod answer;
 mod ask;
 mod backend;
@@ -33,7 +34,7 @@ mod tokens;
 mod tools;
 mod watch;
 
-pub use backend::{Backend, Health, Served, Soon, State};
+pub use backend::{Backend, DrainRefused, Health, Served, Soon, State};
 pub use keys::{Keys, KeysError, is_shown};
 pub use listen::{Exposed, Limits, check_address, is_local, serve};
 pub use routes::App;

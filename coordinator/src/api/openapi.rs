@@ -9,7 +9,7 @@ pub(super) const DOCUMENT: &str = include_str!("openapi.json");
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{ask, chat, tokens};
+    use crate::api::{admin, ask, chat, tokens};
     use serde_json::Value;
     use std::collections::BTreeSet;
 
@@ -57,6 +57,8 @@ mod tests {
             ("ChatCompletion", ask::KNOWN_CHAT),
             ("Extensions", ask::KNOWN_PHALANX),
             ("Message", &chat::MESSAGE),
+            ("Drain", admin::DRAIN),
+            ("Undrain", admin::UNDRAIN),
             ("Tokenize", tokens::TOKENIZE),
             ("Detokenize", tokens::DETOKENIZE),
         ] {

@@ -11,6 +11,8 @@ use super::refusal::{Refusal, quote};
 pub(super) const HEADER: &str = "last-event-id";
 /// The first byte of an id, which says how the others are to be read.
 const VERSION: u8 = 1;
+/// Of the same byte: experts were left out of what was told, so nobody computes it again.
+const LEFT_OUT: u8 = 0x80;
 /// Bytes of an id.
 const BYTES: usize = 48;
 /// Of the choice's byte: the end of this choice was told.
@@ -83,6 +85,11 @@ pub(super) fn check(
         return Err(Refusal::value("Last-Event-ID", message));
     }
     now.same.check(&then.same)?;
+    if place.has_left_out {
+        let message = "experts without a holder were left out of this stream (`phalanx.on_missing`), so what would be computed \
+                       now is another answer; ask anew, without `Last-Event-ID`";
+        return Err(Refusal::conflict("phalanx.on_missing", message));
+    }
     if now.seed != then.seed || place.choice >= choices {
         let what = if now.seed != then.seed { "seed" } else { "n" };
         let message = format!("`{what}` is not that with which this stream began");
@@ -145,6 +152,8 @@ pub(super) struct Place {
     pub(super) is_flushed: bool,
     /// Whether its end was told.
     pub(super) is_ended: bool,
+    /// Whether rows went on without experts that nobody held.
+    pub(super) has_left_out: bool,
 }
 
 /// What all ids of a stream have in common.
@@ -169,8 +178,8 @@ impl EventId {
     pub(super) fn write(&self) -> String {
         let Self { stream: Stream { seed, time, same }, place } = self;
         let mut bytes = Vec::with_capacity(BYTES);
-        bytes.push(VERSION);
         let flag = |is_so: bool, flag: u8| if is_so { flag } else { 0 };
+        bytes.push(VERSION | flag(place.has_left_out, LEFT_OUT));
         bytes.push(place.choice as u8 | flag(place.is_flushed, FLUSHED) | flag(place.is_ended, ENDED));
         bytes.extend(place.tokens_count.to_le_bytes());
         bytes.extend(place.tokens.0.to_le_bytes());
@@ -196,7 +205,7 @@ impl EventId {
         };
         let bytes = bytes_of(text.trim()).ok_or_else(wrong)?;
         let (said, sum) = bytes.split_at(BYTES - 4);
-        if said[0] != VERSION || sum != digest::<4>(&[said]) {
+        if said[0] & !LEFT_OUT != VERSION || sum != digest::<4>(&[said]) {
             return Err(wrong());
         }
         let mut rest = &said[2..];
@@ -204,6 +213,7 @@ impl EventId {
             choice: usize::from(said[1] & !(ENDED | FLUSHED)),
             is_ended: said[1] & ENDED != 0,
             is_flushed: said[1] & FLUSHED != 0,
+            has_left_out: said[0] & LEFT_OUT != 0,
             tokens_count: u32::from_le_bytes(take(&mut rest)),
             tokens: TokensSum(u32::from_le_bytes(take(&mut rest))),
         };
@@ -258,7 +268,14 @@ mod tests {
         let same = Same { model: [1; 5], numeric: [2; 3], prompt: [3; 7], parameters: [4; 6] };
         let mut tokens = TokensSum::default();
         [7, 70_000].into_iter().for_each(|id| tokens.push(id));
-        let place = Place { choice: 31, tokens_count: 70_000, tokens, is_flushed: false, is_ended: true };
+        let place = Place {
+            choice: 31,
+            tokens_count: 70_000,
+            tokens,
+            is_flushed: false,
+            is_ended: true,
+            has_left_out: false,
+        };
         EventId { stream: Stream { seed: u64::MAX - 5, time: 1 << 39, same }, place }
     }
 
@@ -269,6 +286,19 @@ mod tests {
         assert_eq!(written.len(), 64);
         assert!(written.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
         assert_eq!(EventId::read(&written), Ok(id()));
+        let lossy = EventId { place: Place { has_left_out: true, ..id().place }, ..id() };
+        assert_eq!(EventId::read(&lossy.write()), Ok(lossy));
+    }
+
+    /// Nobody knows any more which experts a row went on without.
+    #[test]
+    fn what_was_told_without_experts_is_not_gone_on_with() {
+        let id = id();
+        assert_eq!(check(Some(&id), &id.stream, true, 32, None), Ok(Vec::new()));
+        let lossy = EventId { place: Place { has_left_out: true, ..id.place }, ..id };
+        let refusal = check(Some(&lossy), &id.stream, true, 32, None).unwrap_err();
+        assert_eq!((refusal.status.as_u16(), refusal.param.as_deref()), (409, Some("phalanx.on_missing")));
+        assert!(refusal.message.contains("left out of this stream"), "{}", refusal.message);
     }
 
     /// A letter that is wrong or missing is noticed, whatever it would say.

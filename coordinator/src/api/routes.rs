@@ -21,6 +21,7 @@ use rustls::ServerConfig;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::admin;
 use super::answer::{Answer, Form};
 use super::ask::Asked;
 use super::form::Forms;
@@ -34,7 +35,7 @@ use super::stream::{Choices, EventStream, Events, Guard, collect, soon};
 use super::tokens::{Detokenize, Tokenize};
 use super::watch::{self, Pulse};
 use super::{Backend, Health, Limits, Served, State};
-use crate::data::request::{Priority, Submission};
+use crate::data::request::{OnMissing, Priority, Submission};
 use crate::generation::{FinishReason, Generation};
 
 /// How long a stream's status waits for its first event, so that a refusal has a status of its own. Later ones are
@@ -136,6 +137,8 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/cluster", get(cluster))
+        .route("/cluster/drain", post(admin::drain))
+        .route("/cluster/undrain", post(admin::undrain))
         .route("/metrics", get(metrics))
         .route("/cluster/pulse", get(watch::pulse))
         .route("/why", get(watch::why))
@@ -262,7 +265,7 @@ async fn answered(app: &App, form: Form, request: Request) -> Result<Response, R
     let allowance = Allowance::begin(request.extensions().get(), started)
         .inspect_err(|_| app.metrics.count(Outcome::Busy))?;
     let asked = ask(app, form, request).await.inspect_err(|_| app.metrics.count(Outcome::Refused))?;
-    let (to_do, mut answer, Told { within, is_stream, priority }) = asked;
+    let (to_do, mut answer, Told { within, is_stream, priority, on_missing }) = asked;
     let generations = match to_do {
         ToDo::Compute(generations) => generations,
         ToDo::Tell(reason) => return Ok(event_stream(Body::from(answer.write_rest(reason)))),
@@ -274,6 +277,7 @@ async fn answered(app: &App, form: Form, request: Request) -> Result<Response, R
         let submission = Submission {
             generation,
             priority,
+            on_missing,
             deadline: started + within,
             within_ms: within.as_millis() as u64,
             events: told,
@@ -318,6 +322,7 @@ struct Told {
     within: Duration,
     is_stream: bool,
     priority: Priority,
+    on_missing: OnMissing,
 }
 
 /// What is asked for, with nothing computed yet.
@@ -333,7 +338,8 @@ async fn ask(app: &App, form: Form, request: Request) -> Result<(ToDo, Answer, T
     drop(body);
     app.check_model(asked.model.as_deref())?;
     check_health(&soon(app.backend.health()).await?)?;
-    let told = Told { within: asked.deadline, is_stream: asked.stream, priority: asked.priority };
+    let Asked { deadline: within, stream: is_stream, priority, on_missing, .. } = asked;
+    let told = Told { within, is_stream, priority, on_missing };
     let (to_do, answer) = prepare(app, form, asked, resumed).await?;
     Ok((to_do, answer, told))
 }
@@ -377,7 +383,7 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 /// The body of a request, which should be JSON.
-async fn body_of(request: Request, limits: &Limits) -> Result<Vec<u8>, Refusal> {
+pub(super) async fn body_of(request: Request, limits: &Limits) -> Result<Vec<u8>, Refusal> {
     let (parts, body) = request.into_parts();
     check_content_type(&parts.headers)?;
     read_body(&parts.headers, body, limits).await

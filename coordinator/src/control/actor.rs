@@ -1,9 +1,9 @@
 //! The control actor: nodes come and go through it, and it tells the data plane where everything is.
 //!
-//! A shell around membership, policy and publisher: it owns listeners, links' control lanes, the term's file and the
+//! A shell around membership, policy and publisher: it owns listeners, links' control lanes, the data directory and the
 //! timer, and decides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
@@ -26,10 +26,11 @@ use super::membership::{self, Membership};
 use super::placer::Placer;
 use super::publisher::Publisher;
 use super::rebalance::Rebalancer;
-use super::store::TermStore;
+use super::store::Store;
 use crate::data::actor::{DataActor, DataLink, Observation, Opened};
 use crate::data::ids::LinkId;
 use crate::data::start::room;
+use crate::placement::NodeId;
 use crate::weights::Weights;
 
 /// How often statistics and loads are looked at.
@@ -57,8 +58,8 @@ pub struct ControlParts {
     pub weights: Option<Weights>,
     /// Renews nodes' certificates, if this coordinator may.
     pub authority: Option<Authority>,
-    /// Where the term is kept.
-    pub terms: TermStore,
+    /// Where the term is kept, and which nodes are drained.
+    pub store: Store,
     /// The data plane.
     pub data: Addr<DataActor>,
     /// What it sees.
@@ -94,6 +95,8 @@ pub struct ControlActor {
     pub(super) link_next: u32,
     pub(super) loads: Loads,
     pub(super) events: Events,
+    /// Drained nodes of which it was told that they hold nothing.
+    pub(super) drained_told: BTreeSet<NodeId>,
     /// Every expert has had a holder once.
     pub(super) has_served: bool,
     /// The program is about to end.
@@ -110,13 +113,14 @@ impl ControlActor {
             link_next: 0,
             loads,
             events: Events::default(),
+            drained_told: BTreeSet::new(),
             has_served: false,
             is_leaving: false,
         }
     }
 
     /// Carries out what the cores ask for, until nothing is left.
-    fn carry_out(&mut self, context: &mut Context<Self>) {
+    pub(super) fn carry_out(&mut self, context: &mut Context<Self>) {
         loop {
             if let Some(action) = self.parts.membership.poll_action() {
                 self.admit(action, context);
@@ -127,6 +131,7 @@ impl ControlActor {
             }
         }
         self.release_leavers();
+        self.tell_drained();
     }
 
     fn admit(&mut self, action: membership::Action, context: &mut Context<Self>) {
@@ -166,7 +171,7 @@ impl ControlActor {
                     session.peer.close(CloseReason::Replaced);
                 }
             }
-            membership::Action::StoreTerm(term) => match self.parts.terms.store(term) {
+            membership::Action::StoreTerm(term) => match self.parts.store.store_term(term) {
                 Ok(()) => self.parts.membership.handle_stored(term),
                 Err(why) => {
                     tracing::error!(%why, term, "the term cannot be stored; is the disk full? no node is admitted");

@@ -21,7 +21,7 @@ pub struct NodeOffer {
     pub devices: Vec<u64>,
     /// Topology: `rack`, `host`, and whatever else was given.
     pub labels: BTreeMap<String, String>,
-    /// It wants to go: nothing new is placed there, and what is there is placed elsewhere.
+    /// It wants to go, or is drained: nothing new is placed there, and what is there is placed elsewhere.
     pub is_leaving: bool,
 }
 

@@ -31,6 +31,12 @@ pub enum Kind {
     Awake,
     /// It wants to go.
     Leaving,
+    /// It is to hold nothing.
+    Draining,
+    /// It holds nothing.
+    Drained,
+    /// It may hold experts again.
+    Undrained,
     /// It has gone as it said.
     Left,
     /// Its link was cut.
@@ -66,6 +72,9 @@ impl Kind {
             Kind::Late => "late",
             Kind::Awake => "awake",
             Kind::Leaving => "leaving",
+            Kind::Draining => "draining",
+            Kind::Drained => "drained",
+            Kind::Undrained => "undrained",
             Kind::Left => "left",
             Kind::Lost => "lost",
             Kind::DeviceLost => "device_lost",

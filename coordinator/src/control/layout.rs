@@ -31,6 +31,7 @@ impl ControlActor {
             statistics: &self.loads.statistics(now),
             previous: &previous,
             banned: self.parts.publisher.banned(),
+            may_leave_out: self.parts.membership.has_forced(),
         };
         let refused = self.parts.placer.refused().map(ToString::to_string);
         if let Some(placement) = self.parts.placer.handle_changed(facts, now) {
@@ -61,7 +62,10 @@ impl ControlActor {
             loads: &self.loads,
             previous: &previous,
             is_settled: standing == Standing::default()
-                && cluster.nodes().iter().all(|node| !node.is_leaving),
+                && cluster
+                    .nodes()
+                    .iter()
+                    .all(|node| !node.is_leaving || self.parts.publisher.is_idle(node.id)),
         };
         let placement = rebalancer.handle_look(facts, now);
         let look = rebalancer.last();

@@ -12,6 +12,7 @@ use transport::wire::cluster::Join;
 
 use super::admission::{check, words};
 use super::cluster::{Cluster, NodeOffer};
+use super::drain::Drained;
 use super::term::Terms;
 use crate::data::ids::LinkId;
 use crate::placement::NodeId;
@@ -87,10 +88,19 @@ pub struct Member {
     pub offer: NodeOffer,
     vouched: Vouched,
     incarnation: u64,
+    /// It has said that it wants to go.
+    wants_to_go: bool,
     /// The term that it announced.
     announced: u64,
     takeovers: VecDeque<Instant>,
     gone_at: Option<Instant>,
+}
+
+impl Member {
+    /// Whether it is in.
+    pub fn is_in(&self) -> bool {
+        is_in(self.state)
+    }
 }
 
 /// What the shell is to do.
@@ -135,6 +145,7 @@ pub struct Membership {
     members: BTreeMap<NodeId, Member>,
     by_name: BTreeMap<String, NodeId>,
     by_link: BTreeMap<LinkId, NodeId>,
+    drained: Drained,
     next: u32,
     actions: VecDeque<Action>,
 }
@@ -144,7 +155,13 @@ impl Membership {
     pub fn new(settings: MembershipSettings, stored: u64, now: Instant) -> Self {
         let terms = Terms::new(stored, settings.join_window, now);
         let (members, by_name, by_link) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { settings, terms, members, by_name, by_link, next: 0, actions: VecDeque::new() }
+        let drained = Drained::default();
+        Self { settings, terms, members, by_name, by_link, drained, next: 0, actions: VecDeque::new() }
+    }
+
+    /// The same where these nodes are drained, as the data directory has it.
+    pub fn with_drained(self, drained: Drained) -> Self {
+        Self { drained, ..self }
     }
 
     /// A node asks to be let in.
@@ -172,7 +189,7 @@ impl Membership {
     /// A node wants to go.
     pub fn handle_leaving(&mut self, link: LinkId) {
         let Some(member) = self.member_of(link) else { return };
-        member.offer.is_leaving = true;
+        (member.wants_to_go, member.offer.is_leaving) = (true, true);
         if matches!(member.state, State::Joined | State::Late) {
             member.state = State::Leaving;
             self.actions.push_back(Action::Changed);
@@ -198,6 +215,20 @@ impl Membership {
         let Some(member) = self.members.get_mut(&node) else { return };
         let Some(memory) = member.offer.devices.get_mut(usize::from(device)) else { return };
         if std::mem::take(memory) > 0 && is_in(member.state) {
+            self.actions.push_back(Action::Changed);
+        }
+    }
+
+    /// These nodes are drained from now on, and no others. It is stored already.
+    pub fn handle_drained(&mut self, drained: Drained) {
+        self.drained = drained;
+        let mut has_changed = false;
+        for member in self.members.values_mut() {
+            let is_leaving = member.wants_to_go || self.drained.has(&member.offer.name);
+            let was_leaving = std::mem::replace(&mut member.offer.is_leaving, is_leaving);
+            has_changed |= is_in(member.state) && was_leaving != is_leaving;
+        }
+        if has_changed {
             self.actions.push_back(Action::Changed);
         }
     }
@@ -251,6 +282,22 @@ impl Membership {
         self.member(node).map_or_else(|| node.to_string(), |member| member.offer.name.clone())
     }
 
+    /// A node by its name.
+    pub fn named(&self, name: &str) -> Option<&Member> {
+        self.members.get(self.by_name.get(name)?)
+    }
+
+    /// Which nodes are drained, also such as have not joined.
+    pub fn drained(&self) -> &Drained {
+        &self.drained
+    }
+
+    /// Whether a node that is in is drained by force.
+    pub fn has_forced(&self) -> bool {
+        let mut members = self.members.values().filter(|member| is_in(member.state));
+        members.any(|member| self.drained.is_forced(&member.offer.name))
+    }
+
     /// How many nodes [`Membership::cluster`] has.
     pub fn nodes_in(&self) -> usize {
         self.members.values().filter(|member| is_in(member.state)).count()
@@ -285,7 +332,8 @@ impl Membership {
         };
         let labels = joining.join.labels.iter().cloned().collect();
         let devices = joining.join.devices.iter().map(|device| device.memory_bytes).collect();
-        let offer = NodeOffer { id: node, name: joining.name.clone(), devices, labels, is_leaving: false };
+        let is_leaving = self.drained.has(&joining.name);
+        let offer = NodeOffer { id: node, name: joining.name.clone(), devices, labels, is_leaving };
         let earlier = self.members.remove(&node);
         let member = Member {
             node,
@@ -294,6 +342,7 @@ impl Membership {
             offer,
             vouched: joining.vouched.clone(),
             incarnation: joining.incarnation,
+            wants_to_go: false,
             announced: joining.join.term,
             takeovers: earlier.map(|earlier| earlier.takeovers).unwrap_or_default(),
             gone_at: None,
@@ -364,7 +413,7 @@ impl Membership {
             // Who has seen a higher term would not obey this one.
             if member.state == State::Joining && member.announced <= term {
                 let link = member.link.expect("who waits has a link");
-                member.state = if member.offer.is_leaving { State::Leaving } else { State::Joined };
+                member.state = if member.wants_to_go { State::Leaving } else { State::Joined };
                 self.actions.push_back(Action::Admit { link, node: member.node, term });
                 changed = true;
             }

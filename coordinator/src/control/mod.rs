@@ -1,6 +1,6 @@
 //! Who is in the cluster, who holds what, and when that changes: the control plane.
 //!
-//! All but `actor`, `hear`, `layout`, `store` and `view` are cores: events in, actions out, time an argument. The control actor strings
+//! All but `actor`, `admin`, `hear`, `layout`, `store` and `view` are cores: events in, actions out, time an argument. The control actor strings
 //! them together:
 //!
 //! ```text
@@ -14,9 +14,11 @@
 //! Nothing else crosses.
 
 pub mod actor;
+pub mod admin;
 mod admission;
 pub mod cluster;
 pub mod diff;
+pub mod drain;
 pub mod events;
 mod hear;
 mod layout;

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::cluster::{Cluster, Demand, Statistics};
-use super::policy::{Constraints, Policy, Refused, Request, place};
+use super::policy::{Constraints, Policy, Refused, Request, place, place_what_fits};
 use super::rebalance::RebalanceSettings;
 use crate::placement::{NodeId, Placement};
 
@@ -39,6 +39,8 @@ pub struct Facts<'a> {
     pub previous: &'a Placement,
     /// What cannot be: [`Publisher::banned`](super::publisher::Publisher::banned).
     pub banned: &'a BTreeSet<(u32, u32, NodeId)>,
+    /// Whether experts may go without a seat, because a node is drained by force.
+    pub may_leave_out: bool,
 }
 
 /// When and how experts are placed.
@@ -58,29 +60,32 @@ impl Placer {
     }
 
     /// Something has changed, or the start window has ended: what is wanted now, if that can be said. What was
-    /// wanted before stays so where nothing can be placed; [`Placer::refused`] says why.
+    /// wanted before stays so where nothing can be placed; [`Placer::refused`] says why, also where experts were left out.
     pub fn handle_changed(&mut self, facts: Facts<'_>, now: Instant) -> Option<Placement> {
         if self.waits(facts.cluster.nodes().len(), now) {
             return None;
         }
-        let (policy, constraints) = self.rules(facts.banned);
-        let request = Request {
-            demand: facts.demand,
-            cluster: facts.cluster,
-            statistics: facts.statistics,
-            constraints: &constraints,
-            previous: Some(facts.previous),
-        };
-        match place(policy, &request) {
+        match self.look(facts) {
             Ok(placement) => {
                 (self.is_placed, self.refused) = (true, None);
                 Some(placement)
             }
             Err(refused) => {
                 self.refused = Some(refused);
-                None
+                // Nothing was served yet: whoever is still to come may bring the room.
+                let may_leave_out = self.is_placed && facts.may_leave_out;
+                may_leave_out.then(|| {
+                    let (_, constraints) = self.rules(facts.banned);
+                    place_what_fits(&request(&facts, &constraints))
+                })
             }
         }
+    }
+
+    /// What would be wanted of such a cluster. Nothing changes.
+    pub fn look(&self, facts: Facts<'_>) -> Result<Placement, Refused> {
+        let (policy, constraints) = self.rules(facts.banned);
+        place(policy, &request(&facts, &constraints))
     }
 
     /// Whether more nodes are waited for, where so many are there: then facts need not be gathered.
@@ -107,5 +112,15 @@ impl Placer {
     /// When [`Placer::handle_changed`] is due without a change.
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         Some(self.window_ends).filter(|end| !self.is_placed && *end > now)
+    }
+}
+
+fn request<'a>(facts: &Facts<'a>, constraints: &'a Constraints) -> Request<'a> {
+    Request {
+        demand: facts.demand,
+        cluster: facts.cluster,
+        statistics: facts.statistics,
+        constraints,
+        previous: Some(facts.previous),
     }
 }

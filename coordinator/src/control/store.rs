@@ -1,22 +1,28 @@
-//! Keeps the term of this coordinator on disk, so that a later life takes a higher one.
+//! Keeps on disk what nodes cannot say when a coordinator is started anew: its term, so that a later life takes a higher
+//! one, and which nodes are drained.
 //!
-//! Not pure: it writes a file. A term counts only once it is durable: the file is written beside the old one, synced,
+//! Not pure: it writes files. Either counts only once it is durable: the file is written beside the old one, synced,
 //! and renamed over it, and then the folder is synced.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// The file of the term, in the data directory.
-const FILE: &str = "term";
+use super::drain::Drained;
 
-/// Where terms are kept; nowhere, for a coordinator without a data directory, whose nodes then remember the term for it.
+/// The file of the term, in the data directory.
+const TERM: &str = "term";
+/// The file of the drained nodes.
+const DRAINED: &str = "drained";
+
+/// Where it is kept; nowhere, for a coordinator without a data directory, whose nodes then remember the term for it, and
+/// nobody who is drained.
 #[derive(Debug, Clone)]
-pub struct TermStore {
+pub struct Store {
     folder: Option<PathBuf>,
 }
 
-impl TermStore {
+impl Store {
     /// In that folder, which is made if there is none.
     pub fn new(folder: Option<&Path>) -> io::Result<Self> {
         if let Some(folder) = folder {
@@ -25,53 +31,98 @@ impl TermStore {
         Ok(Self { folder: folder.map(Path::to_owned) })
     }
 
+    /// Whether anything is kept.
+    pub fn is_kept(&self) -> bool {
+        self.folder.is_some()
+    }
+
     /// The term stored last, 0 if there is none.
-    pub fn load(&self) -> io::Result<u64> {
-        let Some(folder) = &self.folder else { return Ok(0) };
-        match fs::read_to_string(folder.join(FILE)) {
-            Ok(text) => text.trim().parse().map_err(|_| {
-                let file = folder.join(FILE).display().to_string();
-                io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!(
-                        "{file} holds no term; remove it if no node runs, or write the highest term into it"
-                    ),
-                )
-            }),
-            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(0),
+    pub fn load_term(&self) -> io::Result<u64> {
+        let Some((file, text)) = self.read(TERM)? else { return Ok(0) };
+        text.trim().parse().map_err(|_| {
+            let file = file.display();
+            invalid(format!(
+                "{file} holds no term; remove it if no node runs, or write the highest term into it"
+            ))
+        })
+    }
+
+    /// Stores a term, durably.
+    pub fn store_term(&self, term: u64) -> io::Result<()> {
+        self.write(TERM, &format!("{term}\n"))
+    }
+
+    /// The nodes that are drained.
+    pub fn load_drained(&self) -> io::Result<Drained> {
+        let Some((file, text)) = self.read(DRAINED)? else { return Ok(Drained::default()) };
+        Drained::read(&text).map_err(|line| {
+            let file = file.display();
+            invalid(format!(
+                "{file} names the drained nodes, one a line, and `{line}` is no such line; correct it, or remove the \
+                 file if none is drained"
+            ))
+        })
+    }
+
+    /// Stores which nodes are drained, durably.
+    pub fn store_drained(&self, drained: &Drained) -> io::Result<()> {
+        self.write(DRAINED, &drained.text())
+    }
+
+    fn read(&self, name: &str) -> io::Result<Option<(PathBuf, String)>> {
+        let Some(folder) = &self.folder else { return Ok(None) };
+        let file = folder.join(name);
+        match fs::read_to_string(&file) {
+            Ok(text) => Ok(Some((file, text))),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(why) => Err(why),
         }
     }
 
-    /// Stores a term, durably.
-    pub fn store(&self, term: u64) -> io::Result<()> {
+    fn write(&self, name: &str, text: &str) -> io::Result<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
-        let part = folder.join(format!("{FILE}.part"));
+        let part = folder.join(format!("{name}.part"));
         let mut file = File::create(&part)?;
-        writeln!(file, "{term}")?;
+        file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&part, folder.join(FILE))?;
+        fs::rename(&part, folder.join(name))?;
         File::open(folder)?.sync_all()
     }
 }
 
+fn invalid(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::drain::Manner;
     use super::*;
 
     #[test]
-    fn a_term_survives_and_what_is_none_is_named() {
-        let folder = std::env::temp_dir().join(format!("phalanx-term-{}", std::process::id()));
+    fn what_is_stored_survives_and_what_cannot_be_read_is_named() {
+        let folder = std::env::temp_dir().join(format!("phalanx-store-{}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
-        let store = TermStore::new(Some(&folder)).expect("a folder");
-        assert_eq!(store.load().expect("readable"), 0);
-        store.store(41).expect("written");
-        store.store(42).expect("written");
-        assert_eq!(TermStore::new(Some(&folder)).expect("there").load().expect("readable"), 42);
-        fs::write(folder.join(FILE), "many").expect("written");
-        let why = store.load().expect_err("no number").to_string();
+        let store = Store::new(Some(&folder)).expect("a folder");
+        assert_eq!(store.load_term().expect("readable"), 0);
+        assert_eq!(store.load_drained().expect("readable"), Drained::default());
+        store.store_term(41).expect("written");
+        store.store_term(42).expect("written");
+        let drained = Drained::default().with("n1", Manner::Kindly).with("n2", Manner::ByForce);
+        store.store_drained(&drained).expect("written");
+        let another_life = Store::new(Some(&folder)).expect("there");
+        assert_eq!(another_life.load_term().expect("readable"), 42);
+        assert_eq!(another_life.load_drained().expect("readable"), drained);
+        fs::write(folder.join(TERM), "many").expect("written");
+        let why = store.load_term().expect_err("no number").to_string();
         assert!(why.contains("term holds no term"), "{why}");
+        fs::write(folder.join(DRAINED), "n1\nn2, and n3\n").expect("written");
+        let why = store.load_drained().expect_err("no name").to_string();
+        assert!(why.contains("drained names the drained nodes") && why.contains("`n2, and n3`"), "{why}");
         fs::remove_dir_all(&folder).expect("removed");
-        assert_eq!(TermStore::new(None).expect("nothing to make").load().expect("nothing to read"), 0);
+        let none = Store::new(None).expect("nothing to make");
+        none.store_drained(&drained).expect("nowhere");
+        assert_eq!(none.load_term().expect("nothing to read"), 0);
+        assert_eq!(none.load_drained().expect("nothing to read"), Drained::default());
     }
 }

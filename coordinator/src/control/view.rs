@@ -10,7 +10,6 @@ use transport::wire::cluster::{ActorId, Load};
 use super::actor::ControlActor;
 use super::events::Event;
 use super::loads::Recent;
-use super::membership::State;
 use super::rebalance::{Rebalancer, Reckoning};
 use crate::api;
 use crate::placement::Seat;
@@ -85,6 +84,10 @@ impl ControlActor {
             let nodes = self.parts.membership.cluster().nodes().len();
             missing.push(format!("{} of {total} experts have no holder; nodes: {nodes}", standing.missing));
             missing.extend(self.parts.placer.refused().map(ToString::to_string));
+            let drained: Vec<&str> = self.parts.membership.drained().names().collect();
+            if !drained.is_empty() {
+                missing.push(format!("drained, and therefore not used: {}", drained.join(", ")));
+            }
             if standing.loading > 0 {
                 missing.push(format!("{} experts are being loaded", standing.loading));
             }
@@ -111,7 +114,8 @@ impl ControlActor {
                 let devices = (0..).zip(&member.offer.devices).map(|(device, memory)| {
                     let seat = Seat { node: member.node, device };
                     let (actors, used) = on_device.get(&seat).copied().unwrap_or_default();
-                    spares += u64::from(actors == 0 && *memory > 0 && member.link.is_some());
+                    let is_open = member.link.is_some() && !member.offer.is_leaving;
+                    spares += u64::from(actors == 0 && *memory > 0 && is_open);
                     let kind = session.and_then(|(_, kinds)| kinds.get(usize::from(device)));
                     json!({ "kind": kind, "memory_bytes": memory, "used_bytes": used, "actors": actors })
                 });
@@ -120,7 +124,8 @@ impl ControlActor {
                     "name": member.offer.name,
                     "node": member.node.0,
                     "address": session.map(|(peer, _)| peer.address()),
-                    "state": state_name(member.state),
+                    "state": self.state_name(member),
+                    "drained": self.parts.membership.drained().has(&member.offer.name),
                     "devices": devices,
                     "labels": member.offer.labels,
                     "round_trip_us": null,
@@ -149,6 +154,7 @@ impl ControlActor {
                 "loading": standing.loading, "waiting": standing.waiting, "lingering": standing.lingering,
                 "blocked": standing.blocked,
             },
+            "refused": self.parts.placer.refused().map(ToString::to_string),
             "rebalance": self.parts.rebalancer.as_ref().map(rebalance),
             "events": self.told_events(now),
             "loads": loads,
@@ -219,14 +225,4 @@ fn rebalance(rebalancer: &Rebalancer) -> Value {
         "left": look.left.as_ref().map(reckoned),
         "why": look.why,
     })
-}
-
-fn state_name(state: State) -> &'static str {
-    match state {
-        State::Joining => "joining",
-        State::Joined => "joined",
-        State::Late => "late",
-        State::Leaving => "leaving",
-        State::Gone => "gone",
-    }
 }

@@ -22,7 +22,7 @@ use super::flow::{Flow, Forwarding};
 use super::forwarding::Choice;
 use super::frames::{Shape, Source};
 use super::ids::{LinkId, RowId, SequenceId};
-use super::landing::{Keep, Landed};
+use super::landing::{Keep, Slot};
 use super::pace::Pace;
 use super::ready::{Bell, Ready};
 use super::report::Sizes;
@@ -212,7 +212,7 @@ pub struct DataActor {
     /// Where each row lies as it enters its experts.
     pub(super) sources: Vec<Option<Source>>,
     /// What returned, by slot.
-    pub(super) slots: Vec<Option<Landed>>,
+    pub(super) slots: Vec<Slot>,
     /// The rows of the batch that the trunk computes, and since when it does.
     pub(super) computing: Vec<RowId>,
     pub(super) computing_since: Option<Instant>,
@@ -266,7 +266,7 @@ impl DataActor {
             orders: Vec::new(),
             request_next: 1,
             sources: vec![None; parts.rows_max],
-            slots: vec![None; slots],
+            slots: vec![Slot::Empty; slots],
             computing: Vec::new(),
             computing_since: None,
             spare: Work::default(),

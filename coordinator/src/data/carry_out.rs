@@ -8,10 +8,11 @@ use tokio::task::spawn_local;
 use transport::peer::SendError;
 
 use super::actor::DataActor;
+use super::exchange::LeftOut;
 use super::frames::dispatch_frame;
 use super::ids::{RowId, SequenceId};
-use super::landing::Landed;
-use super::request::{Event, Failure, Request, RequestId, Submission};
+use super::landing::Slot;
+use super::request::{Event, Failure, OnMissing, Request, RequestId, Submission};
 use super::scheduler::{Action, Asked, Refused};
 use super::trunk::{Begin, Order, Sampled};
 use crate::choice::ChoiceError;
@@ -31,6 +32,10 @@ impl DataActor {
             if !self.orders.is_empty() {
                 let orders = std::mem::take(&mut self.orders);
                 self.trunk().tell(orders);
+            }
+            while let Some(left_out) = self.parts.exchange.poll_left_out() {
+                self.leave_out(left_out);
+                done = true;
             }
             while let Some((row, why)) = self.parts.exchange.poll_failed() {
                 let (sequence, _) = self.parts.flow.position(row);
@@ -70,10 +75,11 @@ impl DataActor {
             tokens: submission.generation.tokens(),
             tokens_max: u32::try_from(asked.tokens_max).unwrap_or(u32::MAX),
             priority: submission.priority,
+            goes_alone: submission.on_missing == OnMissing::Drop,
         };
         let taken = self.parts.scheduler.handle_request(asked);
         self.deadlines.insert((submission.deadline, id), ());
-        let request = Request { id, submission, cached: 0, has_token: false };
+        let request = Request { id, submission, cached: 0, has_token: false, missing: BTreeMap::new() };
         let now = Instant::now();
         match taken {
             Ok(()) => drop(self.waiting.insert(id, request)),
@@ -199,12 +205,33 @@ impl DataActor {
         }
     }
 
+    /// Whether the request of a row goes on without experts that nobody holds.
+    pub(super) fn may_leave_out(&self, row: RowId) -> bool {
+        let request = self.request_of(self.parts.flow.position(row).0);
+        request.is_some_and(|request| request.submission.on_missing == OnMissing::Drop)
+    }
+
+    /// A row goes on without an expert. What is computed of its sequence from now on is nobody else's.
+    fn leave_out(&mut self, LeftOut { row, rank, layer, expert }: LeftOut) {
+        let first = row.0 as usize * self.parts.slots_per_row() + rank as usize * self.parts.shards;
+        self.slots[first..first + self.parts.shards].fill(Slot::LeftOut);
+        if self.parts.flow.is_leaving(row) {
+            return;
+        }
+        let (sequence, _) = self.parts.flow.position(row);
+        self.parts.scheduler.handle_left_out(sequence);
+        if let Some(request) = &mut self.running[sequence.0 as usize] {
+            *request.missing.entry((layer, expert)).or_default() += 1;
+        }
+    }
+
     /// An answer is as long as there are pages.
     fn end_full(&mut self, id: RequestId) {
         let Self { waiting, running, .. } = self;
         let mut all = running.iter_mut().flatten().chain(waiting.get_mut(&id));
         if let Some(request) = all.find(|request| request.id == id) {
             let text = request.submission.generation.handle_full();
+            request.tell_missing();
             request.tell(Event::Step { token: None, text });
             request.tell(Event::End(FinishReason::Length));
         }
@@ -248,6 +275,7 @@ impl DataActor {
             let of_prompt = request.cached.min(request.submission.generation.request().prompt.len());
             request.tell(Event::Cached(of_prompt));
         }
+        request.tell_missing();
         let id = chosen.id;
         let step = request.submission.generation.handle_choice(chosen);
         let token = step.token.map(|token| Token { experts, ..token });
@@ -310,7 +338,7 @@ impl DataActor {
             let slots = top_k * self.parts.shards;
             for row in &work.rows {
                 let first = row.0 as usize * slots_per_row;
-                work.landed.extend(self.slots[first..first + slots].iter_mut().map(Option::take));
+                work.landed.extend(self.slots[first..first + slots].iter_mut().map(std::mem::take));
             }
         }
         self.computing.clone_from(&work.rows);
@@ -321,7 +349,7 @@ impl DataActor {
 }
 
 /// What landed for a row is not needed.
-fn clear(slots: &mut [Option<Landed>], row: RowId, slots_per_row: usize) {
+fn clear(slots: &mut [Slot], row: RowId, slots_per_row: usize) {
     let first = row.0 as usize * slots_per_row;
-    slots[first..first + slots_per_row].fill(None);
+    slots[first..first + slots_per_row].fill(Slot::Empty);
 }

@@ -59,6 +59,18 @@ pub struct Landed {
     pub at: u32,
 }
 
+/// What has come of a slot.
+#[derive(Debug, Clone, Default)]
+pub enum Slot {
+    /// Nothing.
+    #[default]
+    Empty,
+    /// What its expert returned.
+    Landed(Landed),
+    /// The row goes on without this expert.
+    LeftOut,
+}
+
 impl Keep {
     /// Frames of a link with that window for what it receives.
     pub fn new(window_bytes: u64) -> Self {

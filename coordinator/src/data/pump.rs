@@ -15,7 +15,7 @@ use super::actor::{DataActor, Observation};
 use super::exchange::{NOWHERE, Returned};
 use super::frames::Source;
 use super::ids::{LinkId, RowId};
-use super::landing::Landed;
+use super::landing::{Landed, Slot};
 use super::trunk::Answer;
 
 impl DataActor {
@@ -122,6 +122,11 @@ impl DataActor {
                 }
                 let now = Instant::now();
                 let deadline = now + self.parts.dispatch_max;
+                if out.is_choice {
+                    let may = |row: &RowId| self.may_leave_out(*row);
+                    let rows: Vec<RowId> = wanted.iter().copied().filter(may).collect();
+                    self.parts.exchange.handle_may_leave_out(&rows);
+                }
                 let layer = out.layer as u32;
                 self.parts.exchange.handle_chosen(layer, &wanted, out.top_k, &chosen, deadline, now);
             }
@@ -178,7 +183,7 @@ impl DataActor {
                     let first = header.table_bytes + places.start * row_bytes;
                     for (row, slot) in (0..).zip(slots).filter(|(_, slot)| **slot != NOWHERE) {
                         let landed = Landed { rows: rows.clone(), at: first + row * row_bytes };
-                        self.slots[slot.0 as usize] = Some(landed);
+                        self.slots[slot.0 as usize] = Slot::Landed(landed);
                     }
                 }
                 Returned::Dropped => {}

@@ -68,6 +68,7 @@ impl Report {
                 "dropped": counters.late + counters.twice + counters.foreign,
                 "rows_unneeded": counters.rows_unneeded,
                 "rows_failed": counters.rows_failed,
+                "left_out": counters.left_out,
             },
             "forwarding": self.forwarding.map(Forwarding::name),
             "trying": self.trying,

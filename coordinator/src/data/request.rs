@@ -3,12 +3,34 @@
 //! Pure data but for the channel to the client, which never holds up the data plane: it has room for all that an
 //! answer may say.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 pub use super::scheduler::{Priority, RequestId};
 use crate::generation::{FinishReason, Generation, Token};
+
+/// What becomes of a row whose expert has no holder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnMissing {
+    /// It waits for one, up to the deadline: the answer is the plain loop's.
+    #[default]
+    Exact,
+    /// It goes on without it, and the answer says so.
+    Drop,
+}
+
+/// An expert that rows of an answer went on without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missing {
+    /// Of the model.
+    pub layer: u32,
+    /// Of the layer.
+    pub expert: u32,
+    /// How many rows.
+    pub rows: u64,
+}
 
 /// What a client hears.
 #[derive(Debug)]
@@ -22,6 +44,8 @@ pub enum Event {
     },
     /// So many positions of the prompt did not have to be computed. At most once, and before the first step.
     Cached(usize),
+    /// What was computed since the last step went on without these. Said before the step that it bears on.
+    Missing(Vec<Missing>),
     /// The answer is complete.
     End(FinishReason),
     /// There will be none, or no more of it.
@@ -68,6 +92,8 @@ pub struct Submission {
     pub generation: Generation,
     /// How urgent it is.
     pub priority: Priority,
+    /// What becomes of rows whose expert has no holder.
+    pub on_missing: OnMissing,
     /// When it is over at the latest, and how long that was from the beginning, for the message.
     pub deadline: Instant,
     /// How long that was from the beginning.
@@ -79,7 +105,8 @@ pub struct Submission {
 impl Submission {
     /// How many events an answer of so many tokens may have: the room that its channel needs.
     pub fn events_max(tokens_max: usize) -> usize {
-        tokens_max + 3
+        // A step for each token, and what it lacks; then text that was held back, what was found computed, and the end.
+        2 * tokens_max + 4
     }
 }
 
@@ -91,9 +118,20 @@ pub(super) struct Request {
     pub(super) cached: usize,
     /// Whether a token was sampled since it came.
     pub(super) has_token: bool,
+    /// What rows went on without, by layer and expert, that was not said yet.
+    pub(super) missing: BTreeMap<(u32, u32), u64>,
 }
 
 impl Request {
+    /// Says what was left out since it was said last.
+    pub(super) fn tell_missing(&mut self) {
+        if !self.missing.is_empty() {
+            let missing = std::mem::take(&mut self.missing).into_iter();
+            let missing = missing.map(|((layer, expert), rows)| Missing { layer, expert, rows });
+            self.tell(Event::Missing(missing.collect()));
+        }
+    }
+
     /// Tells the client. False: nobody listens any more.
     pub(super) fn tell(&self, event: Event) -> bool {
         // Full cannot be, by `events_max`; a client that is gone is what this finds.

@@ -253,6 +253,14 @@ impl Scheduler {
         self.end(request);
     }
 
+    /// A row of a sequence has gone on without an expert. What is computed of the request from now on is another answer than its
+    /// ids say: nobody is to find it, nobody waits for it, and it finds nothing of others any more. What it has kept before stays.
+    pub fn handle_left_out(&mut self, sequence: SequenceId) {
+        let Some(request) = self.sequences.get(sequence).request else { return };
+        self.forget_promises(sequence, request);
+        self.requests.handle_left_out(request);
+    }
+
     /// Nobody wants the answer any more. Harmless if it has ended or never was.
     pub fn handle_cancel(&mut self, request: RequestId) {
         if let Some(request) = self.requests.find(request) {
@@ -361,7 +369,8 @@ impl Scheduler {
             let of = sequences.get_mut(sequence);
             if !of.has_rows {
                 let request = of.request.expect("a running sequence has a request");
-                if pages.give_found(sequence, of, requests.get(request).hashes_to_find(), actions) {
+                let request = requests.get(request);
+                if pages.give_found(sequence, of, request.hashes_to_find(), actions) && !request.goes_alone {
                     continue;
                 }
             }

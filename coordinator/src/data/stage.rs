@@ -16,6 +16,8 @@ pub struct Out {
     pub top_k: usize,
     /// Experts of the layer.
     pub experts: usize,
+    /// Rows choose among them: not so in a dense layer, whose one expert nothing can replace.
+    pub is_choice: bool,
 }
 
 /// One stage.
@@ -33,7 +35,8 @@ pub fn stages(spec: &Spec, dense_out: bool) -> Vec<Stage> {
     let mut start = 0;
     for experts in spec.experts_out(dense_out) {
         let layer = experts.layer;
-        let out = Out { layer, top_k: experts.top_k, experts: experts.experts };
+        let is_choice = spec.moe(layer).is_some();
+        let out = Out { layer, top_k: experts.top_k, experts: experts.experts, is_choice };
         stages.push(Stage { layers: start..layer + 1, out: Some(out) });
         start = layer + 1;
     }

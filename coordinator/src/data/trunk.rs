@@ -16,13 +16,13 @@ use model::pool::Pool;
 use model::rows::RowBuffer;
 use model::sampler::Sampling;
 use model::share::share;
-use model::trunk::{RowValues, Trunk, Workspace};
+use model::trunk::{RowValues, Trunk, Workspace, leave_out};
 use transport::buffer::{Payload, Pool as Buffers};
 
 use super::ahead::{Ahead, Guided};
 use super::flow::BatchRun;
 use super::ids::{BlockId, RowId, SequenceId};
-use super::landing::Landed;
+use super::landing::{Landed, Slot};
 use super::stage::{Stage, stages, top_k_max};
 use crate::choice::{self, ChoiceError, Chosen, History};
 use crate::grammar::Grammar;
@@ -63,7 +63,7 @@ pub struct Work {
     /// The same as runs of positions.
     pub runs: Vec<BatchRun>,
     /// What returned for each (row, rank, shard) of the stage before, row-major; empty at the first stage.
-    pub landed: Vec<Option<Landed>>,
+    pub landed: Vec<Slot>,
 }
 
 /// What the thread is told.
@@ -373,20 +373,29 @@ impl<A: FnMut(Answer)> Worker<A> {
     fn combine(&mut self, batch: &Work) {
         let before = self.stages[batch.stage - 1].out.expect("rows come back from experts");
         let (top_k, hidden) = (before.top_k, self.trunk.spec().hidden);
+        let shards = self.trunk.spec().shards;
         self.batch_weights.clear();
-        for row in &batch.rows {
-            self.batch_weights.extend_from_slice(&self.weights[row.0 as usize * self.top_k_max..][..top_k]);
+        for (row, landed) in batch.rows.iter().zip(batch.landed.chunks_exact(top_k * shards)) {
+            let weights = &self.weights[row.0 as usize * self.top_k_max..][..top_k];
+            let from = self.batch_weights.len();
+            self.batch_weights.extend_from_slice(weights);
+            // Of an expert all shards are left out, or none.
+            let is_missing = |rank: usize| matches!(landed[rank * shards], Slot::LeftOut);
+            leave_out(&mut self.batch_weights[from..], is_missing);
         }
         let row_type = self.trunk.kernels().class().row_type();
-        let shards = self.trunk.spec().shards;
-        let landed =
-            |slot: usize| batch.landed[slot].as_ref().expect("a whole row has all that was sent for it");
+        let landed = |slot: usize| match &batch.landed[slot] {
+            Slot::Landed(landed) => Some(landed),
+            Slot::LeftOut => None,
+            Slot::Empty => unreachable!("a whole row has all that was sent for it"),
+        };
         let Self { trunk, pool, work, batch_weights, .. } = self;
         if shards == 1 {
-            let output = |entry: usize| row_values(landed(entry), row_type, hidden);
+            let output = |entry: usize| Some(row_values(landed(entry)?, row_type, hidden));
             trunk.combine_landed(pool, work, top_k, batch_weights, output);
         } else {
-            let partial = |entry: usize, shard: usize| f32_values(landed(entry * shards + shard), hidden);
+            let partial =
+                |entry: usize, shard: usize| Some(f32_values(landed(entry * shards + shard)?, hidden));
             trunk.combine_partials(pool, work, top_k, batch_weights, partial);
         }
     }

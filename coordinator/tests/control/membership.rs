@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use phalanx_coordinator::control::drain::{Drained, Manner};
 use phalanx_coordinator::control::membership::{Action, Joining, Membership, MembershipSettings, State};
 use phalanx_coordinator::data::ids::LinkId;
 use phalanx_coordinator::placement::NodeId;
@@ -223,6 +224,70 @@ fn a_lost_device_offers_nothing() {
     assert_eq!(membership.cluster().nodes()[0].devices, [100, 0]);
     membership.handle_join(joining(1, "a", 2, 0), begun);
     assert_eq!(membership.cluster().nodes()[0].devices, [100, 100]);
+}
+
+/// It stays in and offers nothing, over links and lives; that it is drained and that it wants to go are two things.
+#[test]
+fn a_drained_node_stays_and_offers_nothing() {
+    let begun = Instant::now();
+    let mut membership = settled(begun);
+    for (link, name) in [(0, "a"), (1, "b")] {
+        membership.handle_join(joining(link, name, 1, 0), begun);
+    }
+    actions(&mut membership);
+    let closed = |membership: &Membership| {
+        let cluster = membership.cluster();
+        cluster.nodes().iter().map(|node| node.is_leaving).collect::<Vec<_>>()
+    };
+    let state = |membership: &Membership| membership.named("a").unwrap().state;
+    let drained = Drained::default().with("a", Manner::Kindly).with("z", Manner::ByForce);
+    membership.handle_drained(drained.clone());
+    assert_eq!(actions(&mut membership), [Action::Changed]);
+    assert_eq!((closed(&membership), state(&membership)), (vec![true, false], State::Joined));
+    assert!(!membership.has_forced(), "z is not there");
+    membership.handle_drained(drained.clone());
+    assert_eq!(actions(&mut membership), [], "twice is once");
+    // Another life of the process.
+    membership.handle_join(joining(2, "a", 2, 1), begun + MS);
+    actions(&mut membership);
+    assert_eq!((closed(&membership), state(&membership)), (vec![true, false], State::Joined));
+    membership.handle_leaving(LinkId(2));
+    assert_eq!((state(&membership), actions(&mut membership)), (State::Leaving, vec![Action::Changed]));
+    membership.handle_drained(drained.without("a"));
+    assert_eq!(
+        (closed(&membership), actions(&mut membership)),
+        (vec![true, false], vec![]),
+        "it goes all the same"
+    );
+    membership.handle_join(joining(3, "a", 3, 1), begun + 2 * MS);
+    actions(&mut membership);
+    assert_eq!((closed(&membership), state(&membership)), (vec![false, false], State::Joined));
+    membership.handle_join(joining(4, "z", 1, 0), begun);
+    actions(&mut membership);
+    assert!(membership.has_forced());
+    // Nothing changes for anybody when one is drained that is not there.
+    membership.handle_link_ended(LinkId(1), begun);
+    actions(&mut membership);
+    membership.handle_drained(drained.without("a").with("b", Manner::Kindly));
+    assert_eq!(actions(&mut membership), []);
+}
+
+/// A coordinator that was started anew knows it before the node is back.
+#[test]
+fn a_node_is_drained_before_it_joins() {
+    let begun = Instant::now();
+    let drained = Drained::default().with("a", Manner::Kindly);
+    let mut membership = Membership::new(MembershipSettings::default(), 0, begun).with_drained(drained);
+    membership.handle_join(joining(0, "a", 1, 0), begun);
+    membership.handle_timeout(begun + 1000 * MS);
+    membership.handle_stored(1);
+    assert_eq!(
+        actions(&mut membership),
+        [Action::StoreTerm(1), Action::TakeTerm(1), admit(0, 0, 1), Action::Changed],
+        "it is let in like all others"
+    );
+    assert!(membership.cluster().nodes()[0].is_leaving);
+    assert_eq!(membership.cluster().open_seats().count(), 0);
 }
 
 /// Each reason in words; nothing of the running cluster changes.

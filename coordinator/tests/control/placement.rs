@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use phalanx_coordinator::control::cluster::{Cluster, Demand, Statistics};
-use phalanx_coordinator::control::policy::{Constraints, Policy, Request, place};
+use phalanx_coordinator::control::policy::{Constraints, Policy, Request, place, place_what_fits};
 
 use super::make::{
     broken_rule, crowds, demand, labelled, link_rows, node, nodes, placed, reference_demand, replica, seat,
@@ -285,6 +285,40 @@ fn leaving_nodes_and_lost_devices_are_given_nothing() {
     let placement = placed(Policy::Auto, &demand, &cluster, &Constraints::default()).unwrap();
     let seats: Vec<_> = crowds(&placement).into_keys().collect();
     assert_eq!(seats, [seat(1, 1), seat(2, 0), seat(2, 1)]);
+}
+
+/// Those that sit well stay, others go wherever there is room, and only what finds none is left out.
+#[test]
+fn what_fits_is_placed_where_not_everything_does() {
+    let demand = demand(0..2, 3, 10);
+    let constraints = Constraints::default();
+    let mut offers = vec![node(0, 1, 30), node(1, 1, 30), node(2, 1, 30)];
+    let whole = placed(Policy::Pack, &demand, &Cluster::new(offers.clone()), &constraints).unwrap();
+    assert!(crowds(&whole).values().all(|crowd| *crowd == 2));
+    offers[0].is_leaving = true;
+    offers[2].devices[0] = 20;
+    let cluster = Cluster::new(offers);
+    let statistics = Statistics::default();
+    let (demand, cluster) = (&demand, &cluster);
+    let request =
+        |constraints, previous| Request { demand, cluster, statistics: &statistics, constraints, previous };
+    let first = request(&constraints, Some(&whole));
+    let refused = place(Policy::Pack, &first).unwrap_err().to_string();
+    assert!(
+        refused.starts_with("all 2 layers: 6 experts of 10 B need 60 B, 2 devices have room for 50 B"),
+        "{refused}"
+    );
+    let placement = place_what_fits(&first);
+    assert_eq!(crowds(&placement), [(seat(1, 0), 3), (seat(2, 0), 2)].into());
+    let stay = whole.actors().filter(|(_, seat)| seat.node.0 != 0);
+    let now: BTreeSet<_> = placement.actors().collect();
+    assert!(stay.into_iter().all(|actor| now.contains(&actor)), "{placement:?}");
+    assert_eq!(placement.layers.values().flatten().filter(|replicas| replicas.is_empty()).count(), 1);
+    // Nor is anything left out that has a seat, when it is asked for again, nor of what should have two.
+    assert_eq!(place_what_fits(&request(&constraints, Some(&placement))), placement);
+    let twice = Constraints { replicas_min: 2, ..Constraints::default() };
+    let placement = place_what_fits(&request(&twice, Some(&whole)));
+    assert_eq!(crowds(&placement).values().sum::<usize>(), 5, "{placement:?}");
 }
 
 /// The reference cluster is laid out well within a second, whatever the policy.

@@ -451,3 +451,52 @@ fn what_nodes_hold_at_the_start_is_published_at_once() {
         ["tell 0 #1: 0.0/3@0", "tell 1 #2: 0.1/2@0", "publish #3: 0.0/3@0:0 0.1/2@1:0"]
     );
 }
+
+/// Of what is to find no seat, nothing is given up before all else is where it should be; and then at once.
+#[test]
+fn what_found_no_seat_is_given_up_when_the_rest_has_moved() {
+    let mut publisher = running();
+    // Node 0 is drained by force: expert 0 has room on node 2, expert 1 stays. Then node 1 too, and there is no room.
+    publisher.handle_wanted(wanted(&[&[(1, 2, 0)], &[(0, 1, 0)]]));
+    assert_eq!(actions(&mut publisher), ["tell 2 #5: 0.0/1@0"]);
+    publisher.handle_wanted(wanted(&[&[(1, 2, 0)], &[]]));
+    assert_eq!(actions(&mut publisher), [""; 0], "node 2 loads");
+    assert!(!publisher.is_idle(NodeId(0)) && !publisher.is_idle(NodeId(1)));
+    holding(&mut publisher, 2, 5);
+    assert_eq!(actions(&mut publisher), ["publish #6: 0.0/1@2:0"]);
+    assert_eq!(publisher.standing().missing, 1);
+    publisher.handle_closed_through(epoch(6));
+    assert_eq!(actions(&mut publisher), ["tell 0 #7:", "tell 1 #8:"]);
+    assert!(publisher.is_idle(NodeId(0)) && publisher.is_idle(NodeId(1)));
+    // Undone: it is loaded again where it was, under a number that nobody has.
+    publisher.handle_wanted(wanted(&[&[(1, 2, 0)], &[(1, 1, 0)]]));
+    assert_eq!(actions(&mut publisher), ["tell 1 #9: 0.1/1@0"]);
+    holding(&mut publisher, 0, 7);
+    holding(&mut publisher, 1, 9);
+    assert_eq!(actions(&mut publisher), ["publish #10: 0.0/1@2:0 0.1/1@1:0"]);
+}
+
+/// The node that takes over dies while it loads, and so does the drained one: what lives is served, whatever the order.
+#[test]
+fn deaths_during_a_drain_take_nothing_from_those_who_live() {
+    for drained_dies_first in [true, false] {
+        let mut publisher = running();
+        publisher.handle_wanted(wanted(&[&[(1, 2, 0)], &[(0, 1, 0)]]));
+        assert_eq!(actions(&mut publisher), ["tell 2 #5: 0.0/1@0"]);
+        if drained_dies_first {
+            publisher.handle_link_ended(NodeId(0));
+            assert_eq!(actions(&mut publisher), ["publish #6: 0.1/0@1:0"], "nobody holds expert 0");
+            holding(&mut publisher, 2, 5);
+            assert_eq!(actions(&mut publisher), ["publish #7: 0.0/1@2:0 0.1/0@1:0"]);
+            continue;
+        }
+        publisher.handle_link_ended(NodeId(2));
+        assert_eq!(actions(&mut publisher), [""; 0], "the drained one serves on");
+        publisher.handle_wanted(wanted(&[&[(2, 1, 0)], &[(0, 1, 0)]]));
+        assert_eq!(actions(&mut publisher), ["tell 1 #6: 0.0/2@0 0.1/0@0"]);
+        holding(&mut publisher, 1, 6);
+        assert_eq!(actions(&mut publisher), ["publish #7: 0.0/2@1:0 0.1/0@1:0"]);
+        publisher.handle_closed_through(epoch(7));
+        assert_eq!(actions(&mut publisher), ["tell 0 #8:"]);
+    }
+}

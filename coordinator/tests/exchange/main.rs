@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // As in all tests; clippy's own exception ends at helper functions.
 
 mod failures;
+mod missing;
 mod random;
 mod rooms;
 mod routes;

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
-use phalanx_coordinator::data::exchange::{Exchange, ExchangeSettings, LinkRoom, NOWHERE, Returned};
+use phalanx_coordinator::data::exchange::{Exchange, ExchangeSettings, LeftOut, LinkRoom, NOWHERE, Returned};
 use phalanx_coordinator::data::ids::{LinkId, RowId, SlotId};
 use phalanx_coordinator::placement::{NodeId, Placement, Replica, Seat};
 use proptest::prelude::*;
@@ -79,6 +79,17 @@ struct ModelRow {
     attempts: HashMap<(u32, u32), u32>,
     /// An actor or node died under it.
     is_suspect: bool,
+    /// It goes on without experts that nobody holds.
+    may_leave_out: bool,
+    /// The ranks of those.
+    left_out: HashSet<u32>,
+}
+
+impl ModelRow {
+    /// Whether a rank and shard still has to come.
+    fn lacks(&self, slot: (u32, u32)) -> bool {
+        !self.filled.contains(&slot) && !self.left_out.contains(&slot.0)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -109,6 +120,7 @@ struct Model {
     next_dispatch: u64,
     whole: u64,
     gone: u64,
+    left_out: u64,
 }
 
 impl Model {
@@ -132,6 +144,7 @@ impl Model {
             next_dispatch: 1,
             whole: 0,
             gone: 0,
+            left_out: 0,
             case,
         }
     }
@@ -228,7 +241,12 @@ impl Model {
                 filled: HashSet::new(),
                 attempts: HashMap::new(),
                 is_suspect: false,
+                may_leave_out: self.random.chance(30),
+                left_out: HashSet::new(),
             };
+            if this.may_leave_out {
+                self.exchange.handle_may_leave_out(&[RowId(row)]);
+            }
             self.rows.insert(row, this);
         }
         self.exchange.handle_chosen(layer, &rows, top_k, &all, deadline, self.now);
@@ -264,7 +282,7 @@ impl Model {
                     let rank =
                         row.experts.iter().position(|other| *other == expert).expect("it was chosen") as u32;
                     let slot = (rank, u32::from(shard));
-                    assert!(!row.filled.contains(&slot), "a filled slot is not sent again");
+                    assert!(row.lacks(slot), "what is there, or is not wanted, is not sent again");
                     let attempts = row.attempts.entry(slot).or_default();
                     *attempts += 1;
                     assert!(*attempts <= ATTEMPTS_MAX);
@@ -342,7 +360,7 @@ impl Model {
         let mut expected = Vec::new();
         for (id, life, rank) in &out.rows {
             let row = self.rows.get_mut(id).filter(|row| row.life == *life && row.end == End::None);
-            let lands = row.is_some_and(|row| row.filled.insert((*rank, shard)));
+            let lands = row.is_some_and(|row| row.lacks((*rank, shard)) && row.filled.insert((*rank, shard)));
             expected.push(if lands { SlotId(id * per_row + rank * per_rank + shard) } else { NOWHERE });
         }
         let rows = out.rows.len() as u32;
@@ -388,8 +406,48 @@ impl Model {
         }
     }
 
+    /// Nobody who holds a shard of an expert can be reached.
+    fn is_missing(&self, layer: u32, expert: u32, shard: u32) -> bool {
+        let replicas = self.placement.replicas(layer, expert).iter();
+        let has_link = |node: NodeId| self.links.iter().any(|(_, other, _)| *other == node.0);
+        !replicas.map(|replica| replica.seats[shard as usize].node).any(has_link)
+    }
+
+    /// Only what nobody holds is left out, and only of those who may go without.
+    fn take_left_out(&mut self) {
+        while let Some(LeftOut { row: RowId(id), rank, layer, expert }) = self.exchange.poll_left_out() {
+            let is_missing = (0..self.case.shards).any(|shard| self.is_missing(layer, expert, shard));
+            let row = self.rows.get_mut(&id).expect("a row under way");
+            assert!(row.may_leave_out && is_missing, "expert {expert} of layer {layer} for row {id}");
+            assert_eq!((row.end, row.layer, row.experts[rank as usize]), (End::None, layer, expert));
+            assert!(row.left_out.insert(rank), "it is left out once");
+            self.left_out += 1;
+        }
+    }
+
+    /// Whoever may go without does not wait for what nobody holds.
+    fn check_left_out(&self) {
+        let mut out: HashSet<(u32, u64, u32, u32)> = HashSet::new();
+        for this in self.out.values() {
+            let shard = u32::from(this.actor.shard);
+            out.extend(this.rows.iter().map(|(row, life, rank)| (*row, *life, *rank, shard)));
+        }
+        for (id, row) in self.rows.iter().filter(|(_, row)| row.may_leave_out && row.end == End::None) {
+            for (rank, expert) in (0..).zip(&row.experts) {
+                for shard in 0..self.case.shards {
+                    let waits = row.lacks((rank, shard)) && !out.contains(&(*id, row.life, rank, shard));
+                    assert!(
+                        !waits || !self.is_missing(row.layer, *expert, shard),
+                        "row {id} waits for nobody"
+                    );
+                }
+            }
+        }
+    }
+
     /// Rows that ended, each once, and each as it must.
     fn take_ends(&mut self) {
+        self.take_left_out();
         loop {
             // In any order.
             let failed_first = self.random.chance(50);
@@ -409,11 +467,10 @@ impl Model {
             let row = self.rows.remove(&id).expect("a row leaves once");
             match row.end {
                 End::None => {
-                    assert_eq!(
-                        row.filled.len(),
-                        row.experts.len() * self.case.shards as usize,
-                        "row {id} is whole"
-                    );
+                    let ranks = 0..row.experts.len() as u32;
+                    let mut slots =
+                        ranks.flat_map(|rank| (0..self.case.shards).map(move |shard| (rank, shard)));
+                    assert!(!slots.any(|slot| row.lacks(slot)), "row {id} is whole");
                     self.whole += 1;
                 }
                 End::Cancelled | End::Failed => {
@@ -430,6 +487,7 @@ impl Model {
 
     /// What may go has gone: a slot that is not out waits for room, for a holder, or for one that is tried alone.
     fn check_progress(&self) {
+        self.check_left_out();
         if !self.rows.is_empty() {
             assert!(
                 !self.out.is_empty() || self.exchange.poll_timeout().is_some(),
@@ -474,7 +532,7 @@ impl Model {
             for (rank, expert) in row.experts.iter().enumerate() {
                 for shard in 0..self.case.shards {
                     let rank = rank as u32;
-                    if row.filled.contains(&(rank, shard)) || out.contains(&(*id, row.life, rank, shard)) {
+                    if !row.lacks((rank, shard)) || out.contains(&(*id, row.life, rank, shard)) {
                         continue;
                     }
                     let (layer, shard) = (row.layer, shard as u8);
@@ -544,7 +602,7 @@ impl Model {
         self.check_progress();
     }
 
-    fn run(mut self) -> (u64, u64) {
+    fn run(mut self) -> (u64, u64, u64) {
         for node in 0..self.case.nodes {
             self.open_link(node);
         }
@@ -581,7 +639,7 @@ impl Model {
         self.check_progress();
         assert!(self.exchange.actors().all(|seen| seen.outstanding == 0));
         assert_eq!(self.exchange.epoch_oldest(), None);
-        (self.whole, self.gone)
+        (self.whole, self.gone, self.left_out)
     }
 }
 
@@ -612,7 +670,31 @@ fn without_faults_every_row_is_whole() {
             faults: 0,
             steps: 300,
         };
-        let (whole, gone) = Model::new(case).run();
+        let (whole, gone, left_out) = Model::new(case).run();
         assert!(whole > 30 && gone == 0, "{whole} rows were whole, {gone} were not");
+        assert_eq!(left_out, 0, "everybody is there");
     }
+}
+
+/// Where nodes come and go, some rows go on without them, or the test above would say nothing of that.
+#[test]
+fn with_faults_rows_go_on_without_what_nobody_holds() {
+    let left_out = (0..20).map(|seed| {
+        let shards = 1 + (seed % 2) as u32;
+        let (rows, top_k, experts, nodes, room_rows) = (30, 3, 6, 3, 8);
+        let case = Case {
+            seed,
+            rows,
+            top_k,
+            shards,
+            experts,
+            nodes,
+            room_rows,
+            dispatches: 8,
+            faults: 40,
+            steps: 300,
+        };
+        Model::new(case).run().2
+    });
+    assert!(left_out.sum::<u64>() > 100);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use phalanx_coordinator::data::exchange::{
-    Exchange, ExchangeSettings, LinkRoom, NOWHERE, Outgoing, Returned,
+    Exchange, ExchangeSettings, LeftOut, LinkRoom, NOWHERE, Outgoing, Returned,
 };
 use phalanx_coordinator::data::ids::{LinkId, RowId};
 use phalanx_coordinator::placement::{NodeId, Placement, Replica, Seat};
@@ -87,6 +87,20 @@ impl World {
 
     pub(crate) fn place(&mut self, number: u64, layers: &[(u32, &[&[u32]])]) {
         self.exchange.handle_placement(placement(number, layers), self.now);
+    }
+
+    /// These rows, which choose next, go on without experts that nobody holds.
+    pub(crate) fn may_leave_out(&mut self, rows: &[u32]) {
+        let rows: Vec<RowId> = rows.iter().copied().map(RowId).collect();
+        self.exchange.handle_may_leave_out(&rows);
+    }
+
+    pub(crate) fn left_out(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.exchange.poll_left_out())
+            .map(|LeftOut { row, rank, layer, expert }| {
+                format!("row {} goes without {rank}: expert {expert} of layer {layer}", row.0)
+            })
+            .collect()
     }
 
     /// Rows from `first`, each with its experts; a minute is left.

@@ -20,15 +20,13 @@ fn settings(pages: u32) -> SchedulerSettings {
     }
 }
 
+fn asked(id: u64, prompt: &[u32]) -> Asked<'_> {
+    let priority = Priority::default();
+    Asked { request: RequestId(id), prompt, tokens: &[], tokens_max: 1_000, priority, goes_alone: false }
+}
+
 fn ask(scheduler: &mut Scheduler, id: u64, prompt: &[u32], priority: i64) -> Result<(), Refused> {
-    let priority = Priority::new(priority).unwrap();
-    scheduler.handle_request(Asked {
-        request: RequestId(id),
-        prompt,
-        tokens: &[],
-        tokens_max: 1_000,
-        priority,
-    })
+    scheduler.handle_request(Asked { priority: Priority::new(priority).unwrap(), ..asked(id, prompt) })
 }
 
 /// A request whose prompt is like no other.
@@ -301,6 +299,23 @@ fn a_prompt_waits_for_its_like_that_is_being_computed() {
     assert_eq!(token(&mut scheduler, 1), "1.0 is A, 1.1 is B, 1@130+1*, 2 has A, 2 has B, 2@128+2*");
 }
 
+/// What it may go on without, another one may wait for without an end: so it computes what it has in common itself, and what comes
+/// of it is kept once.
+#[test]
+fn who_goes_alone_waits_for_nobody() {
+    let mut scheduler = caching(20);
+    alike(&mut scheduler, 1, 100);
+    let prompt: Vec<u32> = (0..100).collect();
+    scheduler.handle_request(Asked { goes_alone: true, ..asked(2, &prompt) }).unwrap();
+    alike(&mut scheduler, 3, 100);
+    assert_eq!(actions(&mut scheduler), "begin 1 as 0, begin 2 as 1, begin 3 as 2, 0@0+100*");
+    scheduler.handle_rows_free(300);
+    assert_eq!(actions(&mut scheduler), "1@0+100*", "the third waits for the first");
+    assert_eq!(token(&mut scheduler, 1), "1.0 is A, 1@100+1*, 2 has A");
+    scheduler.handle_rows_free(300);
+    assert_eq!(token(&mut scheduler, 0), "0.0 was A, 0@100+1*, 2@64+36*");
+}
+
 /// What nobody uses goes when its page is needed, of a beginning the end first. What is used stays.
 #[test]
 fn kept_pages_go_when_they_are_needed() {
@@ -340,6 +355,34 @@ fn what_a_failed_sequence_computed_is_not_found() {
     scheduler.handle_cancel(RequestId(2));
     scheduler.handle_left(SequenceId(1));
     assert_eq!(actions(&mut scheduler), "leave 1, release 1, forget A", "who had it may have it to the end");
+}
+
+/// A row that went on without an expert makes all that follows another answer than its ids say: whoever waits for it computes by
+/// itself, nobody finds it, and it finds nothing. What was kept before is what it is said to be.
+#[test]
+fn what_lacks_an_expert_is_nobody_elses() {
+    let mut scheduler = caching(20);
+    alike(&mut scheduler, 1, 130);
+    alike(&mut scheduler, 2, 130);
+    assert_eq!(actions(&mut scheduler), "begin 1 as 0, begin 2 as 1, 0@0+100, 0@100+30*");
+    scheduler.handle_left_out(SequenceId(0));
+    scheduler.handle_rows_free(300);
+    assert_eq!(actions(&mut scheduler), "1@0+100");
+    scheduler.handle_rows_free(300);
+    assert_eq!(actions(&mut scheduler), "1@100+30*");
+    assert_eq!(token(&mut scheduler, 0), "0@130+1*");
+    assert_eq!(token(&mut scheduler, 1), "1.0 is A, 1.1 is B, 1@130+1*");
+
+    scheduler.handle_left_out(SequenceId(1));
+    scheduler.handle_left_out(SequenceId(1));
+    scheduler.handle_rows_free(300);
+    tokens(&mut scheduler, 1, 131..200);
+    scheduler.handle_finished(SequenceId(1));
+    scheduler.handle_left(SequenceId(1));
+    assert_eq!(actions(&mut scheduler), "leave 1, release 1");
+    let told: Vec<u32> = (0..130).chain([7; 69]).collect();
+    ask(&mut scheduler, 3, &told, 0).unwrap();
+    assert_eq!(actions(&mut scheduler), "begin 3 as 1, 1 has A, 1 has B, 1@128+71*");
 }
 
 /// The urgent begin first, and each class in order; of two that want one page the less urgent gives way, the older too.

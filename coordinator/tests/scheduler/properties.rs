@@ -11,6 +11,7 @@ enum Event {
     Request { prompt: u32, tokens_max: u32, text: u32, priority: i64 },
     Cancel { ago: u64 },
     Fail { ago: u64 },
+    Lack { ago: u64 },
     Whole { nth: usize },
     Compute { cancelled_ago: Option<u64> },
 }
@@ -23,6 +24,7 @@ fn event() -> impl Strategy<Value = Event> {
         }),
         1 => (0..9_u64).prop_map(|ago| Event::Cancel { ago }),
         1 => (0..9_u64).prop_map(|ago| Event::Fail { ago }),
+        1 => (0..9_u64).prop_map(|ago| Event::Lack { ago }),
         30 => any::<usize>().prop_map(|nth| Event::Whole { nth }),
         25 => prop::option::weighted(0.03, 0..9_u64).prop_map(|cancelled_ago| Event::Compute { cancelled_ago }),
     ]
@@ -87,6 +89,7 @@ proptest! {
                     asked += 1;
                 }
                 Event::Fail { ago } => world.fail(asked.saturating_sub(ago)),
+                Event::Lack { ago } => world.lack(asked.saturating_sub(ago)),
                 Event::Cancel { ago } => world.cancel(asked.saturating_sub(ago)),
                 Event::Whole { nth } => {
                     world.whole(nth);

@@ -24,6 +24,8 @@ struct Request {
     /// How many began before it that came later.
     overtaken: u64,
     sequence: Option<SequenceId>,
+    /// A row of it has gone on without an expert: what is computed of it holds something else than its ids say.
+    lacks: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -79,12 +81,15 @@ pub(crate) struct World {
     pub(crate) rows: u64,
     pub(crate) shared: usize,
     pub(crate) replaced: usize,
+    pub(crate) lacking: usize,
 }
 
 fn pages(positions: u32) -> u32 {
     positions.div_ceil(PAGE)
 }
 
+/// What a position holds that was computed without an expert is its id and this.
+const LACKS: u32 = 1_000_000_000;
 /// Texts are alike up to here, and then go on differently.
 const COMMON: u32 = 100;
 
@@ -120,6 +125,7 @@ impl World {
             rows: 0,
             shared: 0,
             replaced: 0,
+            lacking: 0,
         }
     }
 
@@ -141,11 +147,26 @@ impl World {
         let (id, priority) = (RequestId(id), Priority::new(priority).unwrap());
         let waiting = self.requests.values().filter(|request| !self.runs(request)).count();
         let fits = pages(prompt) <= self.settings.pages && waiting < self.settings.queue_max as usize;
-        let asked = Asked { request: id, prompt: &ids(text, prompt), tokens: &[], tokens_max, priority };
+        let asked = Asked {
+            request: id,
+            prompt: &ids(text, prompt),
+            tokens: &[],
+            tokens_max,
+            priority,
+            goes_alone: id.0 % 5 == 0,
+        };
         assert_eq!(self.scheduler.handle_request(asked).is_ok(), fits);
         if fits {
-            let request =
-                Request { prompt, tokens: 0, tokens_max, text, priority, overtaken: 0, sequence: None };
+            let request = Request {
+                prompt,
+                tokens: 0,
+                tokens_max,
+                text,
+                priority,
+                overtaken: 0,
+                sequence: None,
+                lacks: false,
+            };
             self.requests.insert(id, request);
         }
         self.carry_out();
@@ -169,6 +190,18 @@ impl World {
             .extend(self.blocks.iter().filter(|(_, page)| own.contains(page)).map(|(block, _)| *block));
         self.scheduler.handle_failed(sequence);
         self.end(RequestId(id), End::Failed);
+        self.carry_out();
+    }
+
+    /// A row of a running sequence goes on without an expert.
+    pub(crate) fn lack(&mut self, id: u64) {
+        let Some(request) = self.requests.get(&RequestId(id)).filter(|request| self.runs(request)) else {
+            return;
+        };
+        let sequence = request.sequence.unwrap();
+        self.scheduler.handle_left_out(sequence);
+        self.requests.get_mut(&RequestId(id)).unwrap().lacks = true;
+        self.lacking += 1;
         self.carry_out();
     }
 
@@ -217,9 +250,11 @@ impl World {
         };
         let page = &mut self.pages[at];
         assert!(!page.is_block && page.holders == 1, "{sequence} has the page alone that it writes");
-        assert_eq!(before, ids(of.text, position), "all positions before {position} of {sequence} are there");
+        let known: Vec<u32> = before.iter().map(|id| id % LACKS).collect();
+        assert_eq!(known, ids(of.text, position), "all positions before {position} of {sequence} are there");
+        let lacks = self.requests.get(&of.request).is_some_and(|request| request.lacks);
         page.ids = before;
-        page.ids.push(id(of.text, position));
+        page.ids.push(id(of.text, position) + if lacks { LACKS } else { 0 });
     }
 
     fn token(&mut self, sequence: SequenceId) {
@@ -347,6 +382,8 @@ impl World {
 
     fn share(&mut self, sequence: SequenceId, block: BlockId) {
         assert!(!self.hidden.contains(&block), "nobody finds what a sequence computed that failed");
+        let lacks = self.requests[&self.sequences[&sequence].request].lacks;
+        assert!(!lacks, "who went on without an expert finds nothing");
         let index = self.sequences[&sequence].pages.len();
         let page = self.block(sequence, index, block);
         let of = self.sequences.get_mut(&sequence).unwrap();

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use coordinator::api::{App, Backend, Health, Keys, Limits, Served, Soon, State, serve};
-use coordinator::data::request::{Event, Failure, RequestId, Submission};
+use coordinator::api::{App, Backend, DrainRefused, Health, Keys, Limits, Served, Soon, State, serve};
+use coordinator::data::request::{Event, Failure, Missing, OnMissing, RequestId, Submission};
 use coordinator::generation::Token;
 use coordinator::texts::Texts;
 use model::experts::LocalExperts;
@@ -191,6 +191,24 @@ impl Backend for PlainBackend {
         let requests = if live { json!([{"request": 7, "why": "the test holds it"}]) } else { json!([]) };
         Box::pin(async move { json!({ "requests": requests }) })
     }
+
+    fn drain(&self, node: String, by_force: bool) -> Soon<'_, Result<Value, DrainRefused>> {
+        let answer = match (node.as_str(), by_force) {
+            ("n1", _) | ("full", true) => Ok(json!({ "node": node, "changed": true, "forced": by_force })),
+            ("full", false) => Err(DrainRefused::NoRoom("there is no room".into())),
+            ("only", _) => Err(DrainRefused::OnlyOne("it is the only one".into())),
+            _ => Err(DrainRefused::Unknown(format!("no node is called {node}"))),
+        };
+        Box::pin(async move { answer })
+    }
+
+    fn undrain(&self, node: String) -> Soon<'_, Result<Value, DrainRefused>> {
+        let answer = match node.as_str() {
+            "n1" => Ok(json!({ "node": node, "changed": false })),
+            _ => Err(DrainRefused::Unknown(format!("no node is called {node}"))),
+        };
+        Box::pin(async move { answer })
+    }
 }
 
 /// The plain loop, for whoever is there: one step of all of them after the other.
@@ -243,12 +261,17 @@ fn compute(shared: &Shared, dir: &Path) {
         let (logits, experts) = plain.observed(&mut runs);
         let moving = running.iter_mut().filter(|run| !is_held(run));
         for ((run, logits), experts) in moving.zip(logits).zip(experts) {
-            let Submission { generation, events, .. } = &mut run.submission;
+            let Submission { generation, events, on_missing, .. } = &mut run.submission;
             let step = generation.handle_logits(&logits).unwrap();
             // Full may not be: the channel was made for the whole answer. Closed is a client that has gone.
             let full = |event| {
                 matches!(events.try_send(event), Err(tokio::sync::mpsc::error::TrySendError::Full(_)))
             };
+            // Of those who may lack something the first token lacks nothing, and each later one two experts of its row.
+            if *on_missing == OnMissing::Drop && generation.tokens().len() > 1 {
+                let lacks = |expert| Missing { layer: 2, expert, rows: 1 };
+                assert!(!full(Event::Missing(vec![lacks(5), lacks(9)])));
+            }
             let experts = if generation.request().experts { experts } else { Vec::new() };
             let token = step.token.map(|token| Token { experts, ..token });
             assert!(!full(Event::Step { token, text: step.text }));

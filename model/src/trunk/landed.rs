@@ -43,14 +43,14 @@ impl Trunk {
     }
 
     /// Adds to every row of the batch its routed experts by rank. `weights` is row-major, `top_k` a row, and
-    /// `landed(entry)` is what that entry's expert returned.
+    /// `landed(entry)` is what that entry's expert returned; nothing, where it was [left out](super::leave_out).
     pub fn combine_landed<'a>(
         &self,
         pool: &Pool,
         work: &mut Workspace,
         top_k: usize,
         weights: &[f32],
-        landed: impl Fn(usize) -> RowValues<'a> + Sync,
+        landed: impl Fn(usize) -> Option<RowValues<'a>> + Sync,
     ) {
         let (hidden, kernels) = (self.spec.hidden, self.kernels);
         let pieces =
@@ -60,7 +60,9 @@ impl Trunk {
             for (entry, weight) in weights.iter().enumerate() {
                 let row = entry / top_k;
                 let sums = &mut residual[row * hidden..][..hidden];
-                landed(first + entry).add_to(kernels, *weight, sums);
+                if let Some(output) = landed(first + entry) {
+                    output.add_to(kernels, *weight, sums);
+                }
             }
         });
     }
@@ -73,7 +75,7 @@ impl Trunk {
         work: &mut Workspace,
         top_k: usize,
         weights: &[f32],
-        partial: impl Fn(usize, usize) -> &'a [f32] + Sync,
+        partial: impl Fn(usize, usize) -> Option<&'a [f32]> + Sync,
     ) {
         let (hidden, kernels, shards) = (self.spec.hidden, self.kernels, self.spec.shards);
         let pieces =
@@ -84,7 +86,11 @@ impl Trunk {
                 (Vec::with_capacity(hidden), RowBuffer::new(kernels.class().row_type()));
             joined.reset(1, hidden);
             for (entry, weight) in weights.iter().enumerate() {
-                let partials = (0..shards).map(|shard| partial(first + entry, shard));
+                // Of an expert all shards are there, or none is.
+                if partial(first + entry, 0).is_none() {
+                    continue;
+                }
+                let partials = (0..shards).filter_map(|shard| partial(first + entry, shard));
                 join_partials(kernels, partials, &mut sums, &mut joined.out(), 0);
                 let row = entry / top_k;
                 joined.add_row(kernels, 0, *weight, &mut residual[row * hidden..][..hidden]);

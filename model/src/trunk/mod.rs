@@ -6,10 +6,12 @@
 mod grouped;
 mod landed;
 mod latent;
+mod missing;
 
 use std::sync::Arc;
 
 pub use landed::RowValues;
+pub use missing::leave_out;
 
 use crate::attention::Span;
 use crate::experts::{Groups, compute_blocks};

@@ -47,7 +47,7 @@ pub(super) fn build(request: &Request<'_>, plans: &[Plan]) -> Result<Placement, 
     for keeps in keeps {
         for plan in plans {
             for by_bytes in orders {
-                match attempt(request, plan, *keeps, *by_bytes) {
+                match attempt(request, plan, *keeps, *by_bytes, Unseated::Refuses) {
                     Ok(placement) => return Ok(placement),
                     Err(why) => refused = why,
                 }
@@ -57,7 +57,28 @@ pub(super) fn build(request: &Request<'_>, plans: &[Plan]) -> Result<Placement, 
     Err(refused)
 }
 
-fn attempt(request: &Request<'_>, plan: &Plan, keeps: Keeps, by_bytes: bool) -> Result<Placement, Refused> {
+/// What an expert means that finds no seat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unseated {
+    /// There is no placement.
+    Refuses,
+    /// It has none.
+    StaysOut,
+}
+
+/// Seats whom there is room for, and leaves out the others. What sits well stays where it is.
+pub(super) fn build_what_fits(request: &Request<'_>, plan: &Plan) -> Placement {
+    let placement = attempt(request, plan, Keeps::Beside, false, Unseated::StaysOut);
+    placement.expect("whoever finds no seat stays out")
+}
+
+fn attempt(
+    request: &Request<'_>,
+    plan: &Plan,
+    keeps: Keeps,
+    by_bytes: bool,
+    unseated: Unseated,
+) -> Result<Placement, Refused> {
     let constraints = request.constraints;
     let mut board = Board::new(request, Rules::new(plan.aim, plan.cap, plan.per_layer, constraints));
     let mut order: Vec<usize> = (0..board.experts.len()).collect();
@@ -72,7 +93,10 @@ fn attempt(request: &Request<'_>, plan: &Plan, keeps: Keeps, by_bytes: bool) -> 
     for copy_index in 0..copies_min {
         for expert in &order {
             if board.experts[*expert].copies.len() <= copy_index {
-                seat_missing(&mut board, *expert)?;
+                let seated = seat_missing(&mut board, *expert);
+                if unseated == Unseated::Refuses {
+                    seated?;
+                }
             }
         }
     }
@@ -82,16 +106,16 @@ fn attempt(request: &Request<'_>, plan: &Plan, keeps: Keeps, by_bytes: bool) -> 
     Ok(placement(&board))
 }
 
-/// A copy more for an expert that must have one.
+/// A copy more for an expert that must have one. Without a seat for it, it has none more.
 fn seat_missing(board: &mut Board, expert: usize) -> Result<(), Refused> {
-    let seated = match board.free_number(expert) {
-        Some(number) => {
-            let copy = board.add_copy(expert, number);
-            seat_copy(board, copy, &|_, _| true) || (board.shards == 1 && make_room(board, copy))
-        }
-        None => false,
-    };
-    if seated { Ok(()) } else { Err(no_seat(board, expert)) }
+    let Some(number) = board.free_number(expert) else { return Err(no_seat(board, expert)) };
+    let copy = board.add_copy(expert, number);
+    if seat_copy(board, copy, &|_, _| true) || (board.shards == 1 && make_room(board, copy)) {
+        return Ok(());
+    }
+    let refused = no_seat(board, expert);
+    board.remove_last_copy();
+    Err(refused)
 }
 
 /// Who may take a part: a condition on the board and a device.

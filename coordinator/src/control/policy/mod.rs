@@ -29,7 +29,7 @@ use std::str::FromStr;
 use super::cluster::{Cluster, Demand, Statistics};
 use crate::placement::{NodeId, Placement};
 use board::Aim;
-use build::{Plan, build};
+use build::{Plan, build, build_what_fits};
 pub use improve::{Change, Improved, Proposal, improve};
 pub use refused::{Refused, Whose};
 
@@ -140,6 +140,13 @@ pub fn place(policy: Policy, request: &Request<'_>) -> Result<Placement, Refused
             placed => placed,
         },
     }
+}
+
+/// Lays out as many experts as find a seat, where [`place`] is refused: those that sit well stay, the others go wherever
+/// there is room, and some have no replica.
+pub fn place_what_fits(request: &Request<'_>) -> Placement {
+    let per_layer = request.constraints.max_experts_per_device_per_layer;
+    build_what_fits(request, &Plan { aim: Aim::Devices, cap: None, per_layer, extras_max: 0 })
 }
 
 fn spread(request: &Request<'_>, extras_max: u32) -> Result<Placement, Refused> {

@@ -220,6 +220,11 @@ impl Publisher {
         }
     }
 
+    /// Whether another coordinator publishes, and this one does not any more.
+    pub fn is_superseded(&self) -> bool {
+        self.superseded
+    }
+
     /// What is to be done next.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()

@@ -87,8 +87,10 @@ impl Publisher {
                 Stage::Lost => {}
             }
         }
+        // It found no seat, and is given up wherever it was.
+        let is_given_up = wanted.replicas(layer, expert).is_empty();
         // What was published stays until all that replaces it is there.
-        if is_coming || next.is_empty() {
+        if (is_coming || next.is_empty()) && !is_given_up {
             let detour = self.detours.get(&(layer, expert));
             let stand_in = detour.and_then(|detour| detour.stand_in.as_ref());
             let published = self.published.replicas(layer, expert).iter();
@@ -109,7 +111,8 @@ impl Publisher {
         }
         if next.is_empty() {
             // Somebody who came back still holds it.
-            next.extend(standing.get(&(layer, expert)).into_iter().flatten().cloned());
+            let standing = standing.get(&(layer, expert)).into_iter().flatten();
+            next.extend(standing.filter(|replica| !is_given_up || self.has_come_back(replica)).cloned());
         }
         next.sort_by_key(|replica| replica.number);
         next

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use super::Publisher;
 use super::next::Stage;
-use crate::placement::{Placement, Replica};
+use crate::placement::{Placement, Replica, Seat};
 
 impl Publisher {
     /// What sits, or is about to, for [`Request::previous`](crate::control::policy::Request): what is wanted and
@@ -32,12 +32,7 @@ impl Publisher {
             wanted.iter().filter(|replica| self.stage(layer, expert, replica) != Stage::Lost).collect();
         living.sort_by_key(|replica| (self.stage(layer, expert, replica), replica.number));
         let others: Vec<&Replica> = held.iter().filter(|replica| !wanted.contains(replica)).collect();
-        let has_come_back = |replica: &&Replica| {
-            replica
-                .seats
-                .iter()
-                .all(|seat| self.nodes.get(&seat.node).is_some_and(|node| !node.is_considered))
-        };
+        let has_come_back = |replica: &&Replica| self.has_come_back(replica);
         let is_held = living.first().is_some_and(|first| self.stage(layer, expert, first) == Stage::Ready);
         let kept: Vec<&Replica> = if !is_held && others.iter().any(has_come_back) {
             others.iter().copied().filter(has_come_back).collect()
@@ -60,6 +55,12 @@ impl Publisher {
             }
         }
         kept
+    }
+
+    /// Whether all of it is on nodes that joined since the last placement was wanted.
+    pub(super) fn has_come_back(&self, replica: &Replica) -> bool {
+        let is_new = |seat: &Seat| self.nodes.get(&seat.node).is_some_and(|node| !node.is_considered);
+        replica.seats.iter().all(is_new)
     }
 
     fn reserve_departed(&self, previous: &mut Placement) {

@@ -35,4 +35,6 @@ pub struct ExchangeCounters {
     pub died: u64,
     /// Rows that failed.
     pub rows_failed: u64,
+    /// Rows that went on without an expert that nobody held, once for each expert.
+    pub left_out: u64,
 }

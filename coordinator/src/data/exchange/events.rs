@@ -88,6 +88,7 @@ impl Exchange {
             self.router.free_if_gone(dispatch.actor);
         }
         self.router.free_link(link_at);
+        self.leave_out_all();
     }
 
     /// The placement changed. Dispatches that are out stay so.
@@ -95,6 +96,7 @@ impl Exchange {
         self.router.seat(&placement);
         self.epochs.begin(placement.epoch);
         self.hedge_all();
+        self.leave_out_all();
     }
 
     /// Rows at a layer have chosen their experts: row-major, by rank, no expert twice in a row. All are to be back by
@@ -125,6 +127,9 @@ impl Exchange {
                     }
                     slot += 1;
                 }
+            }
+            if self.landing.rows[row.0 as usize].may_leave_out {
+                self.leave_out_of(row.0);
             }
         }
     }

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::NONE;
 use super::deadlines::Deadlines;
 use super::interface::{ExchangeSettings, RowFailed};
+use super::missing::LeftOut;
 use crate::data::ids::RowId;
 
 /// Where a slot is that has not been filled.
@@ -77,6 +78,8 @@ pub(super) struct Row {
     /// Its place among the deadlines.
     pub(super) at: u32,
     pub(super) state: RowState,
+    /// In this life it goes on without experts that nobody holds.
+    pub(super) may_leave_out: bool,
 }
 
 /// All rows.
@@ -88,6 +91,7 @@ pub(super) struct Landing {
     pub(super) deadlines: Deadlines,
     pub(super) whole: VecDeque<RowId>,
     pub(super) failed: VecDeque<(RowId, RowFailed)>,
+    pub(super) left_out: VecDeque<LeftOut>,
     stamp: u64,
 }
 
@@ -110,6 +114,7 @@ impl Landing {
             slots: 0,
             at: 0,
             state: RowState::Absent,
+            may_leave_out: false,
         };
         let slot = Slot {
             next: NONE,
@@ -130,6 +135,7 @@ impl Landing {
             deadlines: Deadlines::new(rows_max),
             whole: VecDeque::with_capacity(rows_max as usize),
             failed: VecDeque::with_capacity(rows_max as usize),
+            left_out: VecDeque::new(),
             stamp: 0,
         }
     }
@@ -166,6 +172,11 @@ impl Landing {
         };
     }
 
+    /// Who stands behind a slot in its line.
+    pub(super) fn after(&self, slot: u32) -> u32 {
+        self.slots[slot as usize].next
+    }
+
     pub(super) fn row_of(&self, slot: u32) -> u32 {
         slot / self.slots_per_row
     }
@@ -177,7 +188,7 @@ impl Landing {
             self.deadlines.remove(&mut self.rows, row);
         }
         let this = &mut self.rows[row as usize];
-        this.state = RowState::Absent;
+        (this.state, this.may_leave_out) = (RowState::Absent, false);
         this.life = this.life.wrapping_add(1);
         self.whole.push_back(RowId(row));
     }

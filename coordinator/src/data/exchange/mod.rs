@@ -16,6 +16,7 @@
 //! | `ledger` | open dispatches: what each may still fill, and when it is overdue |
 //! | `settle` | what follows when a dispatch returned, was refused, or died |
 //! | `late` | what is out to a peer that has gone silent |
+//! | `missing` | rows that go on without experts that nobody holds |
 //!
 //! **Replicas are chosen when a frame is made**, not when rows come: whoever has room first takes what waits. All that
 //! waits for an expert goes to one replica in one dispatch, unless that would overload it.
@@ -39,6 +40,7 @@ mod landing;
 mod late;
 mod ledger;
 mod links;
+mod missing;
 mod observed;
 mod router;
 mod seats;
@@ -50,6 +52,7 @@ pub use events::Exchange;
 pub use interface::{
     AttemptEnd, ExchangeSettings, LinkRoom, NOWHERE, Outgoing, OutgoingGroup, Returned, RowFailed,
 };
+pub use missing::LeftOut;
 pub use observed::{ActorSeen, LinkSeen};
 pub use waits::{Held, Wait};
 

@@ -242,6 +242,11 @@ impl Router {
         actor.link != NONE && !actor.is_gone && actor.pause != Pause::NotServing
     }
 
+    /// Nobody who holds what waits in a queue can be reached: no node of the placement that has a link.
+    pub(super) fn is_missing(&self, queue: u32) -> bool {
+        self.actors_of(queue).iter().all(|at| self.actors[*at as usize].link == NONE)
+    }
+
     /// It may get rows, but for the room.
     fn is_usable(&self, actor: &Actor) -> bool {
         actor.link != NONE && !actor.is_gone && actor.pause == Pause::No && actor.overdue == 0

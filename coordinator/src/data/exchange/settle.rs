@@ -155,6 +155,7 @@ impl Exchange {
             }
         }
         self.router.wake(queue_at);
+        self.leave_out_waiting(queue_at);
     }
 
     /// A slot that an attempt has not filled waits again, unless somebody may still fill it.
@@ -219,6 +220,7 @@ impl Exchange {
             }
         }
         self.router.wake(queue_at);
+        self.leave_out_waiting(queue_at);
     }
 
     pub(super) fn queue_of(&self, dispatch: &Dispatch) -> u32 {

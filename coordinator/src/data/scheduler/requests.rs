@@ -89,6 +89,8 @@ pub struct Asked<'a> {
     pub tokens_max: u32,
     /// How urgent it is.
     pub priority: Priority,
+    /// It does not wait for pages that another request computes: it may go on where that one waits.
+    pub goes_alone: bool,
 }
 
 /// One request.
@@ -108,8 +110,10 @@ pub(super) struct Request {
     /// How many of higher classes had begun when it came.
     begun_above: u64,
     preempted: u32,
-    /// Names of its whole blocks, where they are kept.
-    chain: Chain,
+    /// It does not wait for what others compute.
+    pub(super) goes_alone: bool,
+    /// Names of its whole blocks, where they are kept and found.
+    chain: Option<Chain>,
 }
 
 impl Request {
@@ -125,7 +129,7 @@ impl Request {
 
     /// The names of its whole blocks.
     pub(super) fn hashes(&self) -> &[BlockHash] {
-        self.chain.hashes()
+        self.chain.as_ref().map_or(&[], Chain::hashes)
     }
 
     /// The names of blocks that it may take from others: its last token is computed in any case.
@@ -213,7 +217,7 @@ impl Requests {
         if waiting >= self.queue_max {
             return Err(Refused::QueueFull { waiting });
         }
-        let Asked { request: id, prompt, tokens, tokens_max, priority } = asked;
+        let Asked { request: id, prompt, tokens, tokens_max, priority, goes_alone } = asked;
         let place = self.free.pop().expect("those who run have places of their own");
         let new = self.places.insert(id, place).is_none();
         assert!(new, "{id} is asked for once");
@@ -228,11 +232,13 @@ impl Requests {
             class,
             arrival: self.arrivals,
             begun_above: self.begun_above[class],
+            goes_alone,
             ..Request::default()
         };
         if self.names_blocks {
-            request.chain = Chain::with_capacity(request.longest() as usize, PAGE as usize);
-            prompt.iter().chain(tokens).for_each(|id| request.chain.push(*id, PAGE as usize));
+            let mut chain = Chain::with_capacity(request.longest() as usize, PAGE as usize);
+            prompt.iter().chain(tokens).for_each(|id| chain.push(*id, PAGE as usize));
+            request.chain = Some(chain);
         }
         self.arrivals += 1;
         self.requests[place as usize] = request;
@@ -242,12 +248,16 @@ impl Requests {
 
     /// It has another token.
     pub(super) fn handle_token(&mut self, place: u32, token: u32) {
-        let names_blocks = self.names_blocks;
         let request = self.get_mut(place);
         request.tokens += 1;
-        if names_blocks {
-            request.chain.push(token, PAGE as usize);
+        if let Some(chain) = &mut request.chain {
+            chain.push(token, PAGE as usize);
         }
+    }
+
+    /// What is computed of it is not what its ids say: it has no blocks from now on.
+    pub(super) fn handle_left_out(&mut self, place: u32) {
+        self.get_mut(place).chain = None;
     }
 
     /// It runs from now on. Returns how late it gives way.
