@@ -230,3 +230,39 @@ fn an_expert_without_a_holder_is_named_with_who_left() {
         assert_eq!(kinds.iter().filter(|kind| *kind != "leaving").collect::<Vec<_>>(), expected, "{view:#}");
     });
 }
+
+/// A message goes to each node and back, people see how long that takes, and a node that has gone has no way.
+#[test]
+fn the_way_to_each_node_is_measured() {
+    let kernels = Kernels::for_class(NumericClass::Portable).unwrap();
+    let oracle = Oracle::new(&repository().join("demo-model"), kernels);
+    actix::System::new().block_on(async {
+        let live = Live::start(&oracle, kernels, 2, PlacerSettings::default()).await;
+        let trips = |view: &Value| -> Vec<Option<[u64; 3]>> {
+            let of = |node: &Value| {
+                let trips = &node["round_trips"];
+                Some([node["round_trip_us"].as_u64()?, trips["count"].as_u64()?, trips["sum_us"].as_u64()?])
+            };
+            view["nodes"].as_array().unwrap().iter().map(of).collect()
+        };
+        let again = |trip: &Option<[u64; 3]>| trip.is_some_and(|[_, count, _]| count >= 2);
+        let view = live.seen(|view| trips(view).len() == 2 && trips(view).iter().all(again)).await;
+        for [middle, count, sum] in trips(&view).into_iter().flatten() {
+            // The middle one is one of them.
+            assert!(count < 30 && middle <= sum, "{view:#}");
+        }
+        live.nodes[0].stop().await;
+        let view = live.seen(|view| trips(view).iter().flatten().count() == 1).await;
+        let gone = view["nodes"].as_array().unwrap().iter().find(|node| node["state"] == "gone").unwrap();
+        assert_eq!((&gone["round_trip_us"], &gone["round_trips"]), (&Value::Null, &Value::Null));
+        let pulse = live.coordinator.pulse().await;
+        let told: Vec<u64> = pulse["round_trips"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|trip| trip["node"].as_u64().unwrap())
+            .collect();
+        assert_eq!(told.len(), 1);
+        assert_ne!(told[0], gone["node"].as_u64().unwrap());
+    });
+}

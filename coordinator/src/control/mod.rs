@@ -29,4 +29,5 @@ pub mod rebalance;
 pub(crate) mod stop;
 pub mod store;
 pub mod term;
+pub mod trips;
 pub mod view;
