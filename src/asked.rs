@@ -37,7 +37,7 @@ impl Asked {
         loop {
             match self.0.recv().await {
                 Some(Event::Step { token: Some(token), .. }) => return Ok(Some(token)),
-                Some(Event::Step { token: None, .. } | Event::Cached(_)) => {}
+                Some(Event::Step { token: None, .. } | Event::Cached(_) | Event::Prompt(_)) => {}
                 Some(Event::End(_)) => return Ok(None),
                 Some(Event::Failed(why)) => return Err(why.to_string().into()),
                 None => return Err("a request was dropped: the coordinator has ended".into()),

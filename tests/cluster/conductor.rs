@@ -15,6 +15,7 @@ use coordinator::placement::{NodeId, Placement, Replica, Seat};
 use model::kernel::Kernels;
 use model::load::{self, Opened as Checkpoint, Progress};
 use model::pool::Pool;
+use model::sampler::Logprobs;
 use model::text::StopStream;
 use model::trunk::Trunk;
 use node::runtime::Actors;
@@ -145,27 +146,41 @@ impl Conductor {
     pub(crate) async fn ask_and(
         &self,
         request: Request,
-        mut heard_so_far: impl FnMut(usize),
+        heard_so_far: impl FnMut(usize),
     ) -> (Vec<Token>, Option<FinishReason>) {
+        let (_, tokens, reason) = self.hear(request, heard_so_far).await;
+        (tokens, reason)
+    }
+
+    /// The same, with how likely the prompt was.
+    pub(crate) async fn hear(
+        &self,
+        request: Request,
+        mut heard_so_far: impl FnMut(usize),
+    ) -> (Option<Vec<Logprobs>>, Vec<Token>, Option<FinishReason>) {
         let (events, mut heard) = mpsc::channel(Submission::events_max(request.tokens_max));
         let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
         let deadline = Instant::now() + Duration::from_secs(60);
         let submission =
             Submission { generation, priority: Priority::default(), deadline, within_ms: 60_000, events };
         self.data.send(Submit(submission)).await.unwrap();
-        let mut tokens = Vec::new();
+        let (mut prompt, mut tokens) = (None, Vec::new());
         while let Some(event) = heard.recv().await {
             match event {
+                Event::Prompt(logprobs) => {
+                    assert!(tokens.is_empty(), "the prompt comes first");
+                    assert_eq!(prompt.replace(logprobs), None, "once");
+                }
                 Event::Step { token, .. } => {
                     tokens.extend(token);
                     heard_so_far(tokens.len());
                 }
                 Event::Cached(_) => {}
-                Event::End(reason) => return (tokens, Some(reason)),
+                Event::End(reason) => return (prompt, tokens, Some(reason)),
                 Event::Failed(why) => panic!("{why}"),
             }
         }
-        (tokens, None)
+        (prompt, tokens, None)
     }
 }
 

@@ -119,7 +119,7 @@ impl Live {
         while let Some(event) = heard.recv().await {
             match event {
                 Event::Step { token, .. } => tokens.extend(token),
-                Event::Cached(_) => {}
+                Event::Cached(_) | Event::Prompt(_) => {}
                 Event::End(reason) => return (tokens, Some(reason)),
                 Event::Failed(why) => panic!("{why}"),
             }

@@ -7,6 +7,7 @@ mod live;
 mod nodes;
 mod oracle;
 mod pages;
+mod prompts;
 mod shards;
 mod unruly;
 mod why;

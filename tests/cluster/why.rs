@@ -191,7 +191,7 @@ fn who_is_late_hears_what_was_missing() {
         let failure = loop {
             match heard.recv().await.unwrap() {
                 Event::Failed(failure) => break failure,
-                Event::Step { .. } | Event::Cached(_) => {}
+                Event::Step { .. } | Event::Cached(_) | Event::Prompt(_) => {}
                 Event::End(_) => panic!("it needs the expert"),
             }
         };

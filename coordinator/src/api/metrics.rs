@@ -133,7 +133,7 @@ impl Meter {
                 histogram.add(now.saturating_duration_since(self.since));
                 (self.since, self.has_token) = (now, true);
             }
-            Event::Step { token: None, .. } | Event::Cached(_) => {}
+            Event::Step { token: None, .. } | Event::Cached(_) | Event::Prompt(_) => {}
             Event::End(FinishReason::Stop) => self.end(Outcome::Stop),
             Event::End(FinishReason::Length) => self.end(Outcome::Length),
             Event::Failed(failure) => self.end(failure.into()),

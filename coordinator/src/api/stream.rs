@@ -233,6 +233,10 @@ fn take(answer: &mut Answer, index: usize, event: Event) -> Result<(), Refusal> 
             answer.set_cached(index, count);
             Ok(())
         }
+        Event::Prompt(logprobs) => {
+            answer.set_prompt(index, logprobs);
+            Ok(())
+        }
         Event::End(reason) => answer.end(index, reason),
         Event::Failed(failure) => return Err(failure.into()),
     };

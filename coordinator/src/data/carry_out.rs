@@ -11,9 +11,10 @@ use super::actor::DataActor;
 use super::frames::dispatch_frame;
 use super::ids::{RowId, SequenceId};
 use super::landing::Landed;
-use super::request::{Event, Failure, Request, RequestId, Submission};
+use super::request::{Event, Failure, Request, RequestId, Scores, Submission};
 use super::scheduler::{Action, Asked, Refused};
-use super::trunk::{Begin, Order, Sampled};
+use super::traced::Phases;
+use super::trunk::{Begin, Order, Sampled, Scored};
 use crate::choice::ChoiceError;
 use crate::generation::{FinishReason, Token};
 
@@ -68,8 +69,10 @@ impl DataActor {
             request: id,
             prompt: &asked.prompt,
             tokens: submission.generation.tokens(),
-            tokens_max: u32::try_from(asked.tokens_max).unwrap_or(u32::MAX),
+            // Also of a prompt that is only looked at the end shows in a token.
+            tokens_max: u32::try_from(asked.tokens_max).unwrap_or(u32::MAX).max(1),
             priority: submission.priority,
+            is_scored: asked.prompt_logprobs,
         };
         let taken = self.parts.scheduler.handle_request(asked);
         self.deadlines.insert((submission.deadline, id), ());
@@ -132,15 +135,19 @@ impl DataActor {
             Action::Begin { request, sequence } => {
                 let mut request = self.waiting.remove(&request).expect("whoever begins has waited");
                 request.cached = 0;
+                let is_scored = request.wants_scores();
                 self.pace.handle_begun(self.waiting.len(), now);
                 let generation = &request.submission.generation;
                 let asked = generation.request();
+                // What was known before it had to give way will come again.
+                request.scores = is_scored.then(|| Scores::new(asked.prompt.len()));
                 let begin = Begin {
                     sequence,
                     prompt: asked.prompt.clone(),
                     tokens: generation.tokens().to_vec(),
                     sampling: asked.sampling.clone(),
                     logprobs: asked.logprobs,
+                    prompt_logprobs: asked.logprobs.filter(|_| is_scored),
                     experts: asked.experts,
                     grammar: asked.grammar.clone(),
                 };
@@ -233,9 +240,30 @@ impl DataActor {
         self.forget_request(sequence);
     }
 
-    pub(super) fn take_sampled(&mut self, Sampled { sequence, token, experts }: Sampled) {
-        // Its client may have gone while it was computed.
+    /// A token of a prompt was looked at.
+    pub(super) fn take_scored(&mut self, Scored { sequence, position, logprobs }: Scored) {
         let Some(request) = &mut self.running[sequence.0 as usize] else { return };
+        let Some(scores) = &mut request.scores else { return };
+        match logprobs {
+            Ok(logprobs) => scores.handle_scored(position, logprobs),
+            Err(why) => return self.fail(sequence, Failure::Row(why.to_string())),
+        }
+        if scores.is_whole()
+            && let Some(first) = scores.first.take()
+        {
+            self.take_sampled(first);
+        }
+    }
+
+    pub(super) fn take_sampled(&mut self, sampled: Sampled) {
+        // Its client may have gone while it was computed.
+        let Some(request) = &mut self.running[sampled.sequence.0 as usize] else { return };
+        // Rows come to the head in any order, and the prompt is told first.
+        if let Some(scores) = request.scores.as_mut().filter(|scores| !scores.is_whole()) {
+            scores.first = Some(sampled);
+            return;
+        }
+        let Sampled { sequence, token, experts } = sampled;
         let chosen = match token {
             Ok(chosen) => chosen,
             Err(why @ ChoiceError::Form(_)) => {
@@ -248,6 +276,9 @@ impl DataActor {
             // Of an answer that is gone on with, tokens may have been found too.
             let of_prompt = request.cached.min(request.submission.generation.request().prompt.len());
             request.tell(Event::Cached(of_prompt));
+        }
+        if let Some(scores) = request.scores.take() {
+            request.tell(Event::Prompt(scores.into_logprobs()));
         }
         let id = chosen.id;
         let step = request.submission.generation.handle_choice(chosen);

@@ -16,6 +16,7 @@ use super::exchange::{NOWHERE, Returned};
 use super::frames::Source;
 use super::ids::{LinkId, RowId};
 use super::landing::Landed;
+use super::report;
 use super::trunk::Answer;
 
 impl DataActor {
@@ -125,13 +126,16 @@ impl DataActor {
                 let layer = out.layer as u32;
                 self.parts.exchange.handle_chosen(layer, &wanted, out.top_k, &chosen, deadline, now);
             }
-            Answer::Done { work, sampled } => {
+            Answer::Done { work, sampled, scored } => {
                 self.spare = work;
                 self.computing_since = None;
                 self.parts.flow.handle_attended();
                 self.report.batches += 1;
                 self.report.rows += self.computing.len() as u64;
                 self.report.batch_sizes.add(self.computing.len());
+                for scored in scored {
+                    self.take_scored(scored);
+                }
                 for sampled in sampled {
                     self.take_sampled(sampled);
                 }

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use model::sampler::Logprobs;
 use tokio::sync::mpsc;
 
 pub use super::scheduler::{Priority, RequestId};
@@ -22,6 +23,8 @@ pub enum Event {
     },
     /// So many positions of the prompt did not have to be computed. At most once, and before the first step.
     Cached(usize),
+    /// How likely each token of the prompt but the first was, if that was asked for. Once, and before the first step.
+    Prompt(Vec<Logprobs>),
     /// The answer is complete.
     End(FinishReason),
     /// There will be none, or no more of it.
@@ -79,7 +82,7 @@ pub struct Submission {
 impl Submission {
     /// How many events an answer of so many tokens may have: the room that its channel needs.
     pub fn events_max(tokens_max: usize) -> usize {
-        tokens_max + 3
+        tokens_max + 4
     }
 }
 
@@ -94,6 +97,12 @@ pub(super) struct Request {
 }
 
 impl Request {
+    /// Whether its prompt is to be looked at: before the first token.
+    pub(super) fn wants_scores(&self) -> bool {
+        let generation = &self.submission.generation;
+        generation.request().prompt_logprobs && generation.tokens().is_empty()
+    }
+
     /// Tells the client. False: nobody listens any more.
     pub(super) fn tell(&self, event: Event) -> bool {
         // Full cannot be, by `events_max`; a client that is gone is what this finds.
