@@ -517,7 +517,8 @@ impl Answer {
             let telling = &mut self.tellings[index];
             let tokens = std::mem::take(&mut telling.tokens);
             let calls = |call: CallNews| {
-                let id = || self.format.map(|format| format.call_id(self.calls_seed, index, call.index));
+                let choice = self.first_choice + index;
+                let id = || self.format.map(|format| format.call_id(self.calls_seed, choice, call.index));
                 let id = id().filter(|_| call.name.is_some());
                 Call {
                     index: is_chunk.then_some(call.index),

@@ -95,7 +95,9 @@ pub(super) async fn prepare(
         }
     }
     if !speech.is_plain() {
-        answer.read_with(speech.manner.format, app.random(), || speech.reader());
+        // Whoever goes on with a stream gives its calls the names that they would have had.
+        let calls = if asked.stream { stream.calls_seed() } else { app.random() };
+        answer.read_with(speech.manner.format, calls, || speech.reader());
     }
     let stop = StopStream::new(asked.stop).map_err(|error| Refusal::value("stop", error.to_string()))?;
     let generation = |prompt: &Vec<u32>, index: usize| {
