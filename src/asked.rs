@@ -22,6 +22,7 @@ impl Asked {
     pub(crate) async fn hand_in(coordinator: &Coordinator, request: Request) -> Result<Self, Failure> {
         let (events, heard) = mpsc::channel(Submission::events_max(request.tokens_max));
         let submission = Submission {
+            trace: None,
             generation: Generation::new(request, None, StopStream::new(Vec::new())?),
             priority: Priority::default(),
             deadline: Instant::now() + WITHIN,

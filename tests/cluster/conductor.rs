@@ -161,8 +161,14 @@ impl Conductor {
         let (events, mut heard) = mpsc::channel(Submission::events_max(request.tokens_max));
         let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
         let deadline = Instant::now() + Duration::from_secs(60);
-        let submission =
-            Submission { generation, priority: Priority::default(), deadline, within_ms: 60_000, events };
+        let submission = Submission {
+            generation,
+            priority: Priority::default(),
+            deadline,
+            within_ms: 60_000,
+            events,
+            trace: None,
+        };
         self.data.send(Submit(submission)).await.unwrap();
         let (mut prompt, mut tokens) = (None, Vec::new());
         while let Some(event) = heard.recv().await {

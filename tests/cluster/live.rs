@@ -113,7 +113,14 @@ impl Live {
         let deadline = Instant::now() + PATIENCE;
         let within_ms = PATIENCE.as_millis() as u64;
         self.coordinator
-            .submit(Submission { generation, priority: Priority::default(), deadline, within_ms, events })
+            .submit(Submission {
+                generation,
+                priority: Priority::default(),
+                deadline,
+                within_ms,
+                events,
+                trace: None,
+            })
             .await;
         let mut tokens = Vec::new();
         while let Some(event) = heard.recv().await {
@@ -202,6 +209,7 @@ fn an_expert_without_a_holder_is_named_with_who_left() {
         let deadline = Instant::now() + PATIENCE;
         asked
             .submit(Submission {
+                trace: None,
                 generation,
                 deadline,
                 within_ms: 60_000,

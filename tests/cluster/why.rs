@@ -74,6 +74,7 @@ impl Case {
         let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
         let within_ms = within.as_millis() as u64;
         let submission = Submission {
+            trace: None,
             generation,
             deadline: Instant::now() + within,
             within_ms,

@@ -63,7 +63,10 @@ impl DataActor {
     }
 
     /// A request comes.
-    pub(super) fn take(&mut self, id: RequestId, submission: Submission) {
+    pub(super) fn take(&mut self, id: RequestId, mut submission: Submission) {
+        let now = Instant::now();
+        let trace = submission.trace.take();
+        let phases = trace.map(|trace| Phases::new(trace, id, &self.dispatches, now));
         let asked = submission.generation.request();
         let asked = Asked {
             request: id,
@@ -76,8 +79,7 @@ impl DataActor {
         };
         let taken = self.parts.scheduler.handle_request(asked);
         self.deadlines.insert((submission.deadline, id), ());
-        let request = Request { id, submission, cached: 0, has_token: false };
-        let now = Instant::now();
+        let request = Request { id, submission, cached: 0, has_token: false, scores: None, phases };
         match taken {
             Ok(()) => drop(self.waiting.insert(id, request)),
             Err(why) => {
@@ -151,6 +153,9 @@ impl DataActor {
                     experts: asked.experts,
                     grammar: asked.grammar.clone(),
                 };
+                if let Some(phases) = &mut request.phases {
+                    phases.handle_begun(begin.prompt.len() + begin.tokens.len(), now);
+                }
                 self.orders.push(Order::Begin(Box::new(begin)));
                 self.running[sequence.0 as usize] = Some(request);
             }
@@ -162,7 +167,10 @@ impl DataActor {
             }
             Action::Preempt { sequence } => {
                 self.report.preempted += 1;
-                if let Some(request) = self.running[sequence.0 as usize].take() {
+                if let Some(mut request) = self.running[sequence.0 as usize].take() {
+                    if let Some(phases) = &mut request.phases {
+                        phases.handle_preempted(now);
+                    }
                     self.waiting.insert(request.id, request);
                 }
             }
@@ -272,6 +280,9 @@ impl DataActor {
             Err(why) => return self.fail(sequence, Failure::Row(why.to_string())),
         };
         self.report.tokens += 1;
+        if let Some(phases) = &mut request.phases {
+            phases.handle_token(request.cached);
+        }
         if !std::mem::replace(&mut request.has_token, true) && request.cached > 0 {
             // Of an answer that is gone on with, tokens may have been found too.
             let of_prompt = request.cached.min(request.submission.generation.request().prompt.len());
@@ -307,8 +318,16 @@ impl DataActor {
                 .expect("its pool has no bound");
             let Some(link) = self.links.get(&id) else {
                 self.parts.exchange.handle_link_ended(id, now);
+                self.dispatches.handle_link_ended(id, now);
                 continue;
             };
+            if self.dispatches.is_followed() {
+                let phases_of = |row: RowId| {
+                    let (sequence, _) = self.parts.flow.position(row);
+                    self.running[sequence.0 as usize].as_ref()?.phases.as_ref()
+                };
+                self.dispatches.handle_sent(outgoing, &link.peer.hello().peer.name, phases_of, now);
+            }
             self.report.dispatched_frames += 1;
             self.report.dispatched_bytes += frame.payload.len() as u64;
             match link.peer.try_send(frame) {
@@ -322,6 +341,7 @@ impl DataActor {
                     // It ends, or drains: its inlet says so too, and what was sent on it is sent elsewhere.
                     tracing::debug!(link = %id, %why, "a dispatch was not sent");
                     self.parts.exchange.handle_link_ended(id, now);
+                    self.dispatches.handle_link_ended(id, now);
                 }
             }
         }

@@ -174,10 +174,12 @@ impl DataActor {
         for (group, places, _) in groups.iter() {
             if let Some(reason) = group.refused {
                 self.parts.exchange.handle_refused(id, group.dispatch, reason, now);
+                self.dispatches.handle_ended(group.dispatch, Some(report::name(reason)), now);
                 continue;
             }
             match self.parts.exchange.handle_return(id, group.dispatch, group.rows, now) {
                 Returned::Taken(slots) => {
+                    self.dispatches.handle_ended(group.dispatch, None, now);
                     let row_bytes = shape.back_row_bytes() as u32;
                     let first = header.table_bytes + places.start * row_bytes;
                     for (row, slot) in (0..).zip(slots).filter(|(_, slot)| **slot != NOWHERE) {
@@ -205,7 +207,9 @@ impl DataActor {
             None => tracing::info!(link = %id, "link drained"),
         }
         self.links.remove(&id);
-        self.parts.exchange.handle_link_ended(id, Instant::now());
+        let now = Instant::now();
+        self.parts.exchange.handle_link_ended(id, now);
+        self.dispatches.handle_link_ended(id, now);
         // The control plane may have gone already, when the program ends.
         let _ = self.observe.send(Observation::LinkEnded(id));
     }

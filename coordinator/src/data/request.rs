@@ -9,6 +9,8 @@ use model::sampler::Logprobs;
 use tokio::sync::mpsc;
 
 pub use super::scheduler::{Priority, RequestId};
+use super::traced::{ChoiceTrace, Phases};
+use super::trunk::Sampled;
 use crate::generation::{FinishReason, Generation, Token};
 
 /// What a client hears.
@@ -77,6 +79,8 @@ pub struct Submission {
     pub within_ms: u64,
     /// Who hears of it.
     pub events: mpsc::Sender<Event>,
+    /// The trace that it is a part of, if anybody wants one.
+    pub trace: Option<ChoiceTrace>,
 }
 
 impl Submission {
@@ -94,6 +98,43 @@ pub(super) struct Request {
     pub(super) cached: usize,
     /// Whether a token was sampled since it came.
     pub(super) has_token: bool,
+    /// What is known of its prompt, if that is wanted and was not told yet.
+    pub(super) scores: Option<Scores>,
+    /// What its trace is told of it.
+    pub(super) phases: Option<Phases>,
+}
+
+/// How likely the tokens of a prompt were, as that becomes known, and the token that waits for it.
+#[derive(Debug, Default)]
+pub(super) struct Scores {
+    known: Vec<Option<Logprobs>>,
+    missing: usize,
+    pub(super) first: Option<Sampled>,
+}
+
+impl Scores {
+    /// Nothing is known of a prompt of so many tokens.
+    pub(super) fn new(prompt_tokens: usize) -> Self {
+        let missing = prompt_tokens - 1;
+        Self { known: vec![None; missing], missing, first: None }
+    }
+
+    /// Of the token at a position, which is not the first.
+    pub(super) fn handle_scored(&mut self, position: u32, logprobs: Logprobs) {
+        let place = &mut self.known[position as usize - 1];
+        self.missing -= usize::from(place.is_none());
+        *place = Some(logprobs);
+    }
+
+    /// Whether all is known.
+    pub(super) fn is_whole(&self) -> bool {
+        self.missing == 0
+    }
+
+    /// All of it.
+    pub(super) fn into_logprobs(self) -> Vec<Logprobs> {
+        self.known.into_iter().flatten().collect()
+    }
 }
 
 impl Request {
