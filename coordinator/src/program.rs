@@ -313,8 +313,18 @@ pub async fn answer(
     served: api::Served,
     mut signals: Signals,
 ) {
-    let app = App::new(Arc::new(coordinator.clone()), served, api::Limits::default());
-    let app = app.with_keys(entrance.keys).with_tls(entrance.tls);
+    let limits = api::Limits::default().within(settings::descriptors::raise());
+    if limits.connections_max < api::Limits::default().connections_max {
+        tracing::info!(
+            connections = limits.connections_max,
+            "more would need more descriptors: see `ulimit -n`"
+        );
+    }
+    let app = App::new(Arc::new(coordinator.clone()), served, limits);
+    let (tracer, exporter) = traces.map(|traces| (traces.tracer, traces.exporter)).unzip();
+    let app = app.with_keys(entrance.keys).with_tls(entrance.tls).with_tracer(tracer);
+    let (end, ends) = oneshot::channel();
+    let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(ends)));
     let mut first = signals.clone();
     let stop = async {
         first.wait(1).await;
