@@ -30,6 +30,7 @@ pub(crate) fn questions(count: u32, prompt: u32, tokens: u32, vocab: usize) -> V
         tokens_max: tokens as usize,
         end_ids: Vec::new(),
         logprobs: Some(2),
+        prompt_logprobs: false,
         experts: false,
         grammar: None,
     };

@@ -22,6 +22,7 @@ impl Asked {
     pub(crate) async fn hand_in(coordinator: &Coordinator, request: Request) -> Result<Self, Failure> {
         let (events, heard) = mpsc::channel(Submission::events_max(request.tokens_max));
         let submission = Submission {
+            trace: None,
             generation: Generation::new(request, None, StopStream::new(Vec::new())?),
             priority: Priority::default(),
             on_missing: OnMissing::Exact,
@@ -38,7 +39,9 @@ impl Asked {
         loop {
             match self.0.recv().await {
                 Some(Event::Step { token: Some(token), .. }) => return Ok(Some(token)),
-                Some(Event::Step { token: None, .. } | Event::Cached(_) | Event::Missing(_)) => {}
+                Some(
+                    Event::Step { token: None, .. } | Event::Cached(_) | Event::Missing(_) | Event::Prompt(_),
+                ) => {}
                 Some(Event::End(_)) => return Ok(None),
                 Some(Event::Failed(why)) => return Err(why.to_string().into()),
                 None => return Err("a request was dropped: the coordinator has ended".into()),

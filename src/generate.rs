@@ -253,6 +253,7 @@ impl Generate {
             tokens_max,
             end_ids,
             logprobs: self.json.then_some(self.top_logprobs),
+            prompt_logprobs: false,
             experts: false,
             grammar: None,
         })
@@ -341,6 +342,7 @@ pub(crate) fn answer(
         tokens_max,
         end_ids: texts.end_ids(),
         logprobs: None,
+        prompt_logprobs: false,
         experts: false,
         grammar: None,
     };

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser};
 use coordinator::api;
 use coordinator::config::Config;
-use coordinator::program::{Entrance, Signals, answer};
+use coordinator::program::{Entrance, Signals, Traces, answer};
 use model::load::Progress;
 use node::Emulation;
 use settings::program;
@@ -73,6 +73,7 @@ impl Serve {
         let serve = arguments.find_subcommand("serve").expect("it is the command that runs");
         let config = program::begin(serve, self.settings, self.config.as_deref(), "phalanx_coordinator")?;
         let entrance = config.entrance()?;
+        let traces = config.traces(|name| std::env::var(name).ok())?;
         let embedded = self.embedded.unwrap_or(if config.nodes.is_empty() { EMBEDDED_NODES } else { 0 });
         if self.emulate.is_some() && embedded == 0 {
             return Err("--emulate is for nodes of this process, and there are none; ask for some with --embedded, or \
@@ -88,7 +89,7 @@ impl Serve {
         let (progress, cache) = (Progress::default(), session::digest_cache(&files.opened));
         let loaded = with_progress(&progress, || config.load(files, cache.as_ref(), &progress));
         let (served, clients) = loaded?;
-        actix::System::new().block_on(serve_model(&config, entrance, formation, served, clients))
+        actix::System::new().block_on(serve_model(&config, entrance, traces, formation, served, clients))
     }
 }
 
@@ -96,6 +97,7 @@ impl Serve {
 async fn serve_model(
     config: &Config,
     entrance: Entrance,
+    traces: Option<Traces>,
     settings: FormationSettings,
     served: Served,
     clients: api::Served,
@@ -115,7 +117,7 @@ async fn serve_model(
         entrance.scheme(),
         command_to_try(address, &entrance, &clients, config.model.is_none())
     ))?;
-    answer(http, entrance, formation.coordinator(), clients, signals).await;
+    answer(http, entrance, traces, formation.coordinator(), clients, signals).await;
     formation.stop().await;
     Ok(())
 }

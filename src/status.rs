@@ -217,7 +217,8 @@ fn nodes(state: &Value) -> String {
     }
     // Those that need a look come first; the order is otherwise theirs.
     nodes.sort_by_key(|node| word(&node["state"]) == SOUND);
-    let mut rows = vec![row(&["NODE", "STATE", "DEVICES", "ACTORS", "MEMORY USED", "TRAFFIC", "ADDRESS"])];
+    let mut rows =
+        vec![row(&["NODE", "STATE", "DEVICES", "ACTORS", "MEMORY USED", "TRIP", "TRAFFIC", "ADDRESS"])];
     for node in nodes.iter().take(NODES_MAX) {
         let devices = list(&node["devices"]);
         let sum = |key: &str| devices.iter().filter_map(|device| device[key].as_u64()).sum::<u64>();
@@ -230,18 +231,28 @@ fn nodes(state: &Value) -> String {
             short(&word(&node["state"]), 10),
             devices.len().to_string(),
             sum("actors").to_string(),
-            format!("{} of {}", bytes(used), bytes(all)),
+            of(bytes(used), bytes(all)),
+            node["round_trip_us"].as_f64().map_or("-".into(), time),
             traffic.map_or("-".into(), bytes),
             short(&word(&node["address"]), 21),
         ]);
     }
-    let mut page = format!("\n{}", table(&rows, "llrrrrl"));
+    let mut page = format!("\n{}", table(&rows, "llrrrrrl"));
     if let Some(more) = nodes.len().checked_sub(NODES_MAX).filter(|more| *more > 0) {
         let sound = nodes[NODES_MAX..].iter().all(|node| word(&node["state"]) == SOUND);
         let sound = if sound { ", all joined" } else { "" };
         let _ = writeln!(page, "and {more} nodes more{sound}; --json has them all");
     }
     page
+}
+
+/// A part and the whole, with their unit once where they have the same.
+fn of(part: String, whole: String) -> String {
+    let number = part.split_once(' ').zip(whole.split_once(' '));
+    match number.filter(|(part, whole)| part.1 == whole.1) {
+        Some(((part, _), _)) => format!("{part} of {whole}"),
+        None => format!("{part} of {whole}"),
+    }
 }
 
 /// What happened last, and how long ago.
@@ -393,7 +404,7 @@ pub(crate) mod tests {
             json!({"kind": "cpu", "memory_bytes": 4u64 << 30, "used_bytes": 1u64 << 30, "actors": 32});
         let node = |name: &str, number: u32, state: &str| {
             json!({"name": name, "node": number, "address": "127.0.0.1:40001", "state": state,
-                "devices": [device, device], "labels": {"rack": "r1"}, "round_trip_us": null,
+                "devices": [device, device], "labels": {"rack": "r1"}, "round_trip_us": if number == 0 { json!(84) } else { Value::Null },
                 "link": {"frames": 7, "bytes_out": 9_600_000, "bytes_back": 8_100_000, "dispatches": 2}})
         };
         let load = |expert: u32, replica: u32, node: u32, queued: u32| {
@@ -422,9 +433,9 @@ experts    63 of 64 held, 80 replicas; 2 spare devices
 requests   3 running, 1 waiting; 1200 tokens so far
 trunk      3.4 rows a batch, partial; 12.0 MB out to experts, 11.0 MB back
 
-NODE  STATE    DEVICES  ACTORS       MEMORY USED  TRAFFIC  ADDRESS
-b[2J  leaving        2      64  2.1 GB of 8.6 GB  17.7 MB  127.0.0.1:40001
-a     joined         2      64  2.1 GB of 8.6 GB  17.7 MB  127.0.0.1:40001
+NODE  STATE    DEVICES  ACTORS    MEMORY USED   TRIP  TRAFFIC  ADDRESS
+b[2J  leaving        2      64  2.1 of 8.6 GB      -  17.7 MB  127.0.0.1:40001
+a     joined         2      64  2.1 of 8.6 GB  84 us  17.7 MB  127.0.0.1:40001
 
 BUSIEST EXPERT              NODE  DEVICE  ROWS  QUEUED     BUSY  PER ROW
 layer 1 expert 5            b[2J       1   105       7  5000 us    42 us

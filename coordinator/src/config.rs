@@ -19,6 +19,7 @@ use crate::control::rebalance::RebalanceSettings;
 use crate::data::flow::Forwarding;
 use crate::data::forwarding::Choice;
 use crate::data::start::DataSettings;
+use crate::trace::{Collector, Share};
 
 /// Where clients come, where nobody says it.
 const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
@@ -173,6 +174,19 @@ pub struct Config {
     /// pinned and idle threads give their cores back quickly.
     #[arg(long, value_name = "LIST", env = "PHALANX_COORDINATOR_CORES")]
     pub cores: Option<Cores>,
+
+    /// URL of a collector of OpenTelemetry traces, for example http://127.0.0.1:4318: it is sent a span for each request and what it
+    /// did, and for some requests each dispatch to an expert. Default: OTEL_EXPORTER_OTLP_ENDPOINT, if it is set.
+    #[arg(long, value_name = "URL", env = "PHALANX_COORDINATOR_OTLP")]
+    pub otlp: Option<Collector>,
+
+    /// The part of all requests whose dispatches are traced too, from 0 to 1; up to 2000 of each. Default: 0.01.
+    #[arg(long, value_name = "PART", env = "PHALANX_COORDINATOR_OTLP_SHARE")]
+    pub otlp_share: Option<Share>,
+
+    /// File in PEM of the certificates that vouch for the collector's, for https. Default: the system's.
+    #[arg(long, value_name = "FILE", env = "PHALANX_COORDINATOR_OTLP_CA")]
+    pub otlp_ca: Option<PathBuf>,
 
     /// How the log is written: lines or json. Default: lines.
     #[arg(long, value_name = "FORMAT", env = "PHALANX_COORDINATOR_LOG")]
@@ -329,6 +343,9 @@ impl Settings for Config {
             kernel_path: self.kernel_path.or(below.kernel_path),
             threads: self.threads.or(below.threads),
             cores: self.cores.or(below.cores),
+            otlp: self.otlp.or(below.otlp),
+            otlp_share: self.otlp_share.or(below.otlp_share),
+            otlp_ca: self.otlp_ca.or(below.otlp_ca),
             log: self.log.or(below.log),
             log_level: self.log_level.or(below.log_level),
         }
@@ -420,6 +437,8 @@ mod tests {
             queue_max = 7
             numeric_class = "portable"
             cores = "0,4-5"
+            otlp = "http://collector:4318"
+            otlp_share = 0.5
             log = "json"
         "#;
         let config = parse(text).unwrap();
@@ -434,6 +453,8 @@ mod tests {
         let defaults = Config::default().data_settings(false);
         assert_eq!((defaults.prefix_cache, defaults.queue_max), (true, 4096));
         assert_eq!(config.shards, Some(2));
+        assert_eq!(config.otlp.as_ref().unwrap().to_string(), "http://collector:4318/v1/traces");
+        assert_eq!(config.otlp_share, Some(0.5.try_into().unwrap()));
         let placer = config.placer_settings(3);
         assert_eq!((placer.policy, placer.constraints.replicas_min), (Policy::Pack, 2));
         assert_eq!(config.cores, Some(Cores(vec![0, 4, 5])));
@@ -448,6 +469,8 @@ mod tests {
             ("node = 'c:1'", "unknown field `node`"),
             ("policy = 'best'", "`best` is none of auto, reference"),
             ("kv_memory = '4X'", "`4X` is not a size"),
+            ("otlp = 'collector'", "`collector` is not the URL of a collector"),
+            ("otlp_share = 2.0", "2 is no part of all"),
             ("forwarding = 'some'", "unknown variant `some`"),
             ("numeric_class = 'bf16'", "numeric class \"bf16\" is unknown"),
         ] {

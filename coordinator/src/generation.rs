@@ -37,13 +37,16 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// How to choose.
     pub sampling: Sampling,
-    /// Most tokens of the answer; at least one.
+    /// Most tokens of the answer; with none only the prompt is computed.
     pub tokens_max: usize,
     /// Ids that end the answer. They are not part of it.
     pub end_ids: Vec<u32>,
     /// Report what the model thought of each token, and so many likeliest alternatives. It costs a pass
     /// over the vocabulary per token.
     pub logprobs: Option<usize>,
+    /// Report the same of every token of the prompt but the first, and of the id that ends the answer, which then is part of
+    /// it: so whoever adds logprobs up finds one for each token that was computed.
+    pub prompt_logprobs: bool,
     /// Report the experts that computed each token.
     pub experts: bool,
     /// The form that the answer keeps to.
@@ -86,7 +89,6 @@ impl Generation {
     /// An answer that has not begun. Without `text` it stays ids, and stop strings never come.
     pub fn new(request: Request, text: Option<TextStream>, stop: StopStream) -> Self {
         assert!(!request.prompt.is_empty(), "a prompt has at least one token");
-        assert!(request.tokens_max > 0, "an answer may have at least one token");
         Self { request, tokens: Vec::new(), text, stop, finish: None, guide: None }
     }
 
@@ -114,7 +116,7 @@ impl Generation {
     pub fn handle_choice(&mut self, Chosen { id, logprobs, is_last }: Chosen) -> Step {
         let mut step = self.handle_token(id, logprobs);
         // What was held back for a token that does not come is text.
-        if is_last && self.finish.replace(FinishReason::Stop).is_none() {
+        if is_last && self.request.tokens_max > 0 && self.finish.replace(FinishReason::Stop).is_none() {
             step.text += &self.flush();
         }
         step
@@ -124,9 +126,14 @@ impl Generation {
     pub fn handle_token(&mut self, id: u32, logprobs: Option<Logprobs>) -> Step {
         assert!(self.finish.is_none(), "an ended answer takes no tokens");
         let Request { tokens_max, end_ids, .. } = &self.request;
+        if *tokens_max == 0 {
+            self.finish = Some(FinishReason::Length);
+            return Step::default();
+        }
         if end_ids.contains(&id) {
             self.finish = Some(FinishReason::Stop);
-            return Step { token: None, text: self.flush() };
+            let token = self.request.prompt_logprobs.then(|| Token { id, logprobs, experts: Vec::new() });
+            return Step { token, text: self.flush() };
         }
         self.tokens.push(id);
         let piece = self.text.as_mut().map(|text| text.push(id)).unwrap_or_default();
@@ -194,6 +201,7 @@ mod tests {
             tokens_max,
             end_ids: vec![257],
             logprobs: Some(1),
+            prompt_logprobs: false,
             experts: false,
             grammar: None,
         };
@@ -216,6 +224,26 @@ mod tests {
         assert_eq!(generation.tokens(), [56, 59]);
         assert_eq!(generation.finish_reason(), Some(FinishReason::Stop));
         assert!(generation.next_tokens().is_empty());
+    }
+
+    /// Where the prompt is looked at too, there is a logprob for the id that was computed last, or for none.
+    #[test]
+    fn what_is_added_up_has_its_end() {
+        let of = |tokens_max: usize| {
+            let mut request = generation(&[], 10).request;
+            (request.tokens_max, request.prompt_logprobs) = (tokens_max, true);
+            Generation::new(request, None, StopStream::new(Vec::new()).expect("none"))
+        };
+        let mut ended = of(10);
+        ended.handle_logits(&logits(56)).expect("finite");
+        let last = ended.handle_logits(&logits(257)).expect("finite").token.expect("it is told");
+        assert_eq!((last.id, last.logprobs.map(|likely| likely.top[0].0)), (257, Some(257)));
+        assert_eq!((ended.finish_reason(), ended.tokens()), (Some(FinishReason::Stop), &[56][..]));
+
+        let mut none = of(0);
+        assert_eq!(none.next_tokens(), [120, 61]);
+        assert_eq!(none.handle_logits(&logits(56)).expect("finite"), Step::default());
+        assert_eq!((none.finish_reason(), none.tokens().len()), (Some(FinishReason::Length), 0));
     }
 
     /// Text that might become a stop string is held, and shown if it does not.

@@ -9,7 +9,7 @@ use model::load::Progress;
 use model::weights::DigestCache;
 use phalanx_coordinator::assemble::{Served, assemble};
 use phalanx_coordinator::config::Config;
-use phalanx_coordinator::program::{Entrance, ModelFiles, Signals, answer};
+use phalanx_coordinator::program::{Entrance, ModelFiles, Signals, Traces, answer};
 use settings::program;
 
 /// What went wrong, as it is shown. The exit code is 2.
@@ -42,6 +42,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { config, settings } = arguments;
     let config = program::begin(&Arguments::command(), settings, config.as_deref(), "phalanx_coordinator")?;
     let entrance = config.entrance()?;
+    let traces = config.traces(|name| std::env::var(name).ok())?;
     let Some(dir) = &config.model else {
         return Err("no model to serve; give the folder of a checkpoint with --model DIR".into());
     };
@@ -54,13 +55,14 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         .and_then(|data| DigestCache::new(&data.join(DIGESTS_FOLDER), &files.opened.checkpoint));
     tracing::info!(model = %files.name, "loading");
     let (served, clients) = config.load(files, cache.as_ref(), &Progress::default())?;
-    actix::System::new().block_on(serve(config, entrance, served, clients))
+    actix::System::new().block_on(serve(config, entrance, traces, served, clients))
 }
 
 /// Until somebody wants it to end.
 async fn serve(
     config: Config,
     entrance: Entrance,
+    traces: Option<Traces>,
     served: Served,
     clients: phalanx_coordinator::api::Served,
 ) -> Result<(), Failure> {
@@ -72,7 +74,7 @@ async fn serve(
         tracing::info!(address = door, "nodes are taken in");
     }
     tracing::info!(%model, %class, http = %http.local_addr()?, "serving");
-    answer(http, entrance, &assembled.coordinator, clients, signals).await;
+    answer(http, entrance, traces, &assembled.coordinator, clients, signals).await;
     assembled.coordinator.close().await;
     tracing::info!("left");
     Ok(())

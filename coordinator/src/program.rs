@@ -2,6 +2,7 @@
 //!
 //! A shell, for `phalanx-coordinator` and `phalanx serve`.
 
+use std::hash::BuildHasher;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use model::weights::{DigestCache, ExpertId, Manifest};
 use settings::compute::{self, ThreadsError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use transport::security::{Authority, Credentials, SecurityError, Tls};
 
 use crate::api::{self, App, Exposed, Keys, TlsError};
@@ -25,6 +26,8 @@ use crate::assemble::{AssembleError, Assembly, Served};
 use crate::config::Config;
 use crate::start::Coordinator;
 use crate::texts::Texts;
+use crate::trace::settings::Said;
+use crate::trace::{Exporter, ExporterError, OtlpSettings, Tracer};
 
 /// Experts whose digests are computed at a time, so that a model larger than memory can be hashed.
 const HASHED_AT_ONCE: usize = 64;
@@ -109,6 +112,9 @@ pub enum ProgramError {
     /// A certificate for clients.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A collector of traces.
+    #[error("--otlp: {0}")]
+    Exporter(#[from] ExporterError),
     /// A half of it.
     #[error("--http-cert and --http-key belong together; give both, or neither")]
     HalfTls,
@@ -238,6 +244,21 @@ impl Config {
         Ok(Entrance { keys, tls })
     }
 
+    /// Who hears what becomes of requests, and what says so. `variable` is how the environment is read; `None`, where nobody
+    /// wants to know.
+    pub fn traces(&self, variable: impl Fn(&str) -> Option<String>) -> Result<Option<Traces>, ProgramError> {
+        let said = Said { collector: self.otlp.clone(), share: self.otlp_share, ca: self.otlp_ca.clone() };
+        let Some(settings) = OtlpSettings::find(said, variable).unwrap_or_else(|why| {
+            tracing::warn!("{why}");
+            None
+        }) else {
+            return Ok(None);
+        };
+        let (tracer, exporter) = Exporter::new(settings, std::hash::RandomState::new().hash_one(0))?;
+        tracing::info!(collector = %exporter.collector(), "traces are sent");
+        Ok(Some(Traces { tracer, exporter }))
+    }
+
     /// Listens for clients.
     pub async fn bind(&self) -> Result<TcpListener, ProgramError> {
         let address = self.http();
@@ -264,6 +285,12 @@ impl Entrance {
     }
 }
 
+/// What is told of requests, and to whom.
+pub struct Traces {
+    tracer: Tracer,
+    exporter: Exporter,
+}
+
 /// Reads a file of keys, which nobody else should.
 fn read_keys(file: &Path) -> Result<Keys, ProgramError> {
     let wrong = |why: String| ProgramError::Keys { file: file.display().to_string(), why };
@@ -281,12 +308,23 @@ fn read_keys(file: &Path) -> Result<Keys, ProgramError> {
 pub async fn answer(
     http: TcpListener,
     entrance: Entrance,
+    traces: Option<Traces>,
     coordinator: &Coordinator,
     served: api::Served,
     mut signals: Signals,
 ) {
-    let app = App::new(Arc::new(coordinator.clone()), served, api::Limits::default());
-    let app = app.with_keys(entrance.keys).with_tls(entrance.tls);
+    let limits = api::Limits::default().within(settings::descriptors::raise());
+    if limits.connections_max < api::Limits::default().connections_max {
+        tracing::info!(
+            connections = limits.connections_max,
+            "more would need more descriptors: see `ulimit -n`"
+        );
+    }
+    let app = App::new(Arc::new(coordinator.clone()), served, limits);
+    let (tracer, exporter) = traces.map(|traces| (traces.tracer, traces.exporter)).unzip();
+    let app = app.with_keys(entrance.keys).with_tls(entrance.tls).with_tracer(tracer);
+    let (end, ends) = oneshot::channel();
+    let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(ends)));
     let mut first = signals.clone();
     let stop = async {
         first.wait(1).await;
@@ -296,6 +334,11 @@ pub async fn answer(
     tokio::select! {
         () = api::serve(http, Arc::new(app), stop) => tracing::info!("every answer is given"),
         () = signals.wait(2) => tracing::warn!("answers were cut"),
+    }
+    drop(end);
+    if let Some(exporting) = exporting {
+        // It has a bound of its own, and a panic was shown where it happened.
+        let _ = exporting.await;
     }
 }
 

@@ -108,6 +108,8 @@ fn a_completion_goes_on_after_every_event() {
         json!({"max_tokens": 30, "temperature": 0}),
         json!({"max_tokens": 40, "temperature": 2, "logprobs": 2, "frequency_penalty": 0.5, "ignore_eos": true}),
         json!({"max_tokens": 1, "temperature": 1}),
+        json!({"max_tokens": 12, "temperature": 2, "echo": true, "logprobs": 1}),
+        json!({"max_tokens": 0, "echo": true, "logprobs": 0}),
     ]
     .iter()
     .enumerate()

@@ -118,7 +118,15 @@ impl World {
             let request = RequestId(self.asked);
             let prompt = &self.ids[start..start + prompt];
             let priority = Priority::default();
-            let asked = Asked { request, prompt, tokens: &[], tokens_max: 100, priority, goes_alone: false };
+            let asked = Asked {
+                request,
+                prompt,
+                tokens: &[],
+                tokens_max: 100,
+                priority,
+                goes_alone: false,
+                is_scored: false,
+            };
             self.scheduler.handle_request(asked).unwrap();
             if self.random(20) == 0 {
                 let ago = self.random(100);

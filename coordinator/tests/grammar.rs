@@ -195,6 +195,7 @@ fn request(vocabulary: &Vocabulary, grammars: &Grammars, form: Form, seed: u64) 
         tokens_max: TOKENS_MAX,
         end_ids: vocabulary.end_ids.clone(),
         logprobs: Some(1),
+        prompt_logprobs: false,
         experts: false,
         grammar: Some(grammars.compile(form).unwrap()),
     }

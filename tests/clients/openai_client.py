@@ -118,8 +118,18 @@ def what_is_wrong_is_an_error_of_its_kind():
     refused(bad, "response_format.json_schema.schema", "invalid_value", lambda: chat(response_format=schema))
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     refused(bad, "tools", "unsupported_parameter", lambda: chat(tools=[tool]))
-    refused(bad, "echo", "unsupported_parameter", lambda: complete(echo=True, logprobs=1))
+    refused(bad, "max_tokens", "invalid_value", lambda: complete(max_tokens=0))
     refused(bad, "phalanx.colour", "unsupported_parameter", lambda: chat(extra_body={"phalanx": {"colour": 1}}))
+
+
+def prompts_are_as_likely_as_answers():
+    answer = complete(logprobs=1, max_tokens=6).choices[0]
+    whole = complete(prompt="rev abcde=" + answer.text, echo=True, logprobs=1, max_tokens=0).choices[0]
+    count = len(answer.logprobs.tokens)
+    assert whole.text == "rev abcde=" + answer.text and whole.logprobs.token_logprobs[0] is None, whole
+    # What was computed as an answer, token by token, is computed as a prompt to the same bits.
+    assert whole.logprobs.token_logprobs[-count:] == answer.logprobs.token_logprobs, (whole, answer)
+    assert whole.logprobs.top_logprobs[-count:] == answer.logprobs.top_logprobs
 
 
 def prompts_may_be_listed_and_repeated():
@@ -218,6 +228,7 @@ for check in [
     logprobs_have_their_shapes,
     sampling_is_repeated_by_its_seed,
     a_stop_ends_before_itself,
+    prompts_are_as_likely_as_answers,
     prompts_may_be_listed_and_repeated,
     answers_keep_to_their_schema,
     tools_are_called,

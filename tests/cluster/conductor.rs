@@ -15,6 +15,7 @@ use coordinator::placement::{NodeId, Placement, Replica, Seat};
 use model::kernel::Kernels;
 use model::load::{self, Opened as Checkpoint, Progress};
 use model::pool::Pool;
+use model::sampler::Logprobs;
 use model::text::StopStream;
 use model::trunk::Trunk;
 use node::runtime::Actors;
@@ -148,9 +149,20 @@ impl Conductor {
         request: Request,
         heard_so_far: impl FnMut(usize),
     ) -> (Vec<Token>, Option<FinishReason>) {
-        let Heard { tokens, finish, missing } = self.heard(request, OnMissing::Exact, heard_so_far).await;
-        assert_eq!(missing, BTreeMap::new(), "nothing is left out that nobody has said may be");
+        let (_, tokens, finish) = self.hear(request, heard_so_far).await;
         (tokens, finish)
+    }
+
+    /// The same, with how likely the prompt was.
+    pub(crate) async fn hear(
+        &self,
+        request: Request,
+        heard_so_far: impl FnMut(usize),
+    ) -> (Option<Vec<Logprobs>>, Vec<Token>, Option<FinishReason>) {
+        let Heard { prompt, tokens, finish, missing } =
+            self.heard(request, OnMissing::Exact, heard_so_far).await;
+        assert_eq!(missing, BTreeMap::new(), "nothing is left out that nobody has said may be");
+        (prompt, tokens, finish)
     }
 
     /// The same, with what becomes of rows whose expert has no holder.
@@ -164,7 +176,8 @@ impl Conductor {
         let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
         let (within_ms, priority) = (60_000, Priority::default());
         let deadline = Instant::now() + Duration::from_millis(within_ms);
-        let submission = Submission { generation, priority, on_missing, deadline, within_ms, events };
+        let submission =
+            Submission { generation, priority, on_missing, deadline, within_ms, events, trace: None };
         self.data.send(Submit(submission)).await.unwrap();
         let mut all = Heard::default();
         while let Some(event) = heard.recv().await {
@@ -183,6 +196,8 @@ impl Conductor {
 pub(crate) struct Heard {
     pub(crate) tokens: Vec<Token>,
     pub(crate) finish: Option<FinishReason>,
+    /// How likely the prompt was, where that was asked for.
+    pub(crate) prompt: Option<Vec<Logprobs>>,
     /// Rows, by layer and expert.
     pub(crate) missing: BTreeMap<(u32, u32), u64>,
 }
@@ -192,6 +207,10 @@ impl Heard {
         match event {
             Event::Step { token, .. } => self.tokens.extend(token),
             Event::Cached(_) => {}
+            Event::Prompt(logprobs) => {
+                assert!(self.tokens.is_empty(), "the prompt comes first");
+                assert_eq!(self.prompt.replace(logprobs), None, "once");
+            }
             Event::Missing(missing) => {
                 for Missing { layer, expert, rows } in missing {
                     *self.missing.entry((layer, expert)).or_default() += rows;

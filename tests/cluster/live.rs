@@ -131,7 +131,7 @@ impl Live {
     }
 
     pub(crate) async fn ask(&self, request: Request) -> (Vec<Token>, Option<FinishReason>) {
-        let Heard { tokens, finish, missing } = self.heard(request, OnMissing::Exact).await;
+        let Heard { tokens, finish, missing, .. } = self.heard(request, OnMissing::Exact).await;
         assert_eq!(missing, BTreeMap::new(), "nothing is left out that nobody has said may be");
         (tokens, finish)
     }
@@ -143,7 +143,7 @@ impl Live {
         let (deadline, within_ms) = (Instant::now() + PATIENCE, PATIENCE.as_millis() as u64);
         let priority = Priority::default();
         self.coordinator
-            .submit(Submission { generation, priority, on_missing, deadline, within_ms, events })
+            .submit(Submission { generation, priority, on_missing, deadline, within_ms, events, trace: None })
             .await;
         let mut all = Heard::default();
         while let Some(event) = heard.recv().await {
@@ -227,6 +227,7 @@ fn an_expert_without_a_holder_is_named_with_who_left() {
         let deadline = Instant::now() + PATIENCE;
         asked
             .submit(Submission {
+                trace: None,
                 generation,
                 deadline,
                 within_ms: 60_000,
@@ -254,5 +255,41 @@ fn an_expert_without_a_holder_is_named_with_who_left() {
             view["events"].as_array().unwrap().iter().map(|event| event["kind"].clone()).collect();
         let expected = ["epoch", "waiting", "left", "serving", "epoch", "joined"];
         assert_eq!(kinds.iter().filter(|kind| *kind != "leaving").collect::<Vec<_>>(), expected, "{view:#}");
+    });
+}
+
+/// A message goes to each node and back, people see how long that takes, and a node that has gone has no way.
+#[test]
+fn the_way_to_each_node_is_measured() {
+    let kernels = Kernels::for_class(NumericClass::Portable).unwrap();
+    let oracle = Oracle::new(&repository().join("demo-model"), kernels);
+    actix::System::new().block_on(async {
+        let live = Live::start(&oracle, kernels, 2, PlacerSettings::default()).await;
+        let trips = |view: &Value| -> Vec<Option<[u64; 3]>> {
+            let of = |node: &Value| {
+                let trips = &node["round_trips"];
+                Some([node["round_trip_us"].as_u64()?, trips["count"].as_u64()?, trips["sum_us"].as_u64()?])
+            };
+            view["nodes"].as_array().unwrap().iter().map(of).collect()
+        };
+        let again = |trip: &Option<[u64; 3]>| trip.is_some_and(|[_, count, _]| count >= 2);
+        let view = live.seen(|view| trips(view).len() == 2 && trips(view).iter().all(again)).await;
+        for [middle, count, sum] in trips(&view).into_iter().flatten() {
+            // The middle one is one of them.
+            assert!(count < 30 && middle <= sum, "{view:#}");
+        }
+        live.nodes[0].stop().await;
+        let view = live.seen(|view| trips(view).iter().flatten().count() == 1).await;
+        let gone = view["nodes"].as_array().unwrap().iter().find(|node| node["state"] == "gone").unwrap();
+        assert_eq!((&gone["round_trip_us"], &gone["round_trips"]), (&Value::Null, &Value::Null));
+        let pulse = live.coordinator.pulse().await;
+        let told: Vec<u64> = pulse["round_trips"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|trip| trip["node"].as_u64().unwrap())
+            .collect();
+        assert_eq!(told.len(), 1);
+        assert_ne!(told[0], gone["node"].as_u64().unwrap());
     });
 }

@@ -9,6 +9,7 @@ mod missing;
 mod nodes;
 mod oracle;
 mod pages;
+mod prompts;
 mod shards;
 mod unruly;
 mod why;

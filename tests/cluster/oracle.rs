@@ -14,7 +14,7 @@ use model::kv::{KvCache, Sequence};
 use model::load::{self, Opened, Progress};
 use model::plain::{Observe, Run, Unobserved, step};
 use model::pool::Pool;
-use model::sampler::{Sampling, SamplingFields};
+use model::sampler::{Logprobs, Sampling, SamplingFields, logprobs};
 use model::text::{StopStream, Tokenizer};
 use model::trunk::{Trunk, Workspace};
 
@@ -71,6 +71,20 @@ impl Oracle {
     /// Runs a request to its end, alone.
     pub(crate) fn answer(&mut self, request: Request) -> (Vec<Token>, Option<FinishReason>) {
         self.observed(request, &mut Unobserved)
+    }
+
+    /// How likely each id of a prompt was but the first, computed row after row.
+    pub(crate) fn scored(&mut self, prompt: &[u32], count: usize) -> Vec<Logprobs> {
+        let (mut sequence, mut logits, mut scored) = (Sequence::default(), Vec::new(), Vec::new());
+        for pair in prompt.windows(2) {
+            let mut runs = [Run { sequence: &mut sequence, tokens: &pair[..1] }];
+            let Self { trunk, pool, work, cache, experts, .. } = self;
+            step(trunk, pool, work, cache, &mut runs, experts, &mut Unobserved).unwrap();
+            trunk.logits(pool, work, &[0], &mut logits);
+            scored.push(logprobs(&logits, pair[1], count).unwrap());
+        }
+        self.cache.release(sequence);
+        scored
     }
 
     /// Tokens of a request, and for each expert of a layer how many of them come before a row of its own chooses it.
@@ -178,6 +192,7 @@ impl Oracle {
             tokens_max,
             end_ids: Vec::new(),
             logprobs: Some(5),
+            prompt_logprobs: false,
             experts: seed.is_multiple_of(3),
             grammar: (random.below(3) == 0).then(|| self.grammar.clone()),
         }

@@ -74,6 +74,7 @@ impl Case {
         let generation = Generation::new(request, None, StopStream::new(Vec::new()).unwrap());
         let within_ms = within.as_millis() as u64;
         let submission = Submission {
+            trace: None,
             generation,
             deadline: Instant::now() + within,
             within_ms,
@@ -192,7 +193,7 @@ fn who_is_late_hears_what_was_missing() {
         let failure = loop {
             match heard.recv().await.unwrap() {
                 Event::Failed(failure) => break failure,
-                Event::Step { .. } | Event::Cached(_) | Event::Missing(_) => {}
+                Event::Step { .. } | Event::Cached(_) | Event::Missing(_) | Event::Prompt(_) => {}
                 Event::End(_) => panic!("it needs the expert"),
             }
         };

@@ -294,6 +294,7 @@ impl Control {
             statistics: &self.loads.statistics(now),
             previous: &previous,
             banned: self.publisher.banned(),
+            may_leave_out: false,
         };
         if let Some(placement) = self.placer.handle_changed(facts, now) {
             self.publisher.handle_wanted(placement);

@@ -195,6 +195,8 @@ impl Data {
             tokens: &submission.tokens,
             tokens_max: submission.tokens_max,
             priority: submission.priority,
+            goes_alone: false,
+            is_scored: false,
         };
         let taken = self.scheduler.handle_request(asked);
         match taken {

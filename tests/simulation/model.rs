@@ -66,7 +66,8 @@ impl Model {
         let mut start = 0;
         for (layer, of) in layers.iter().enumerate() {
             if let Layer::Routed { experts, top_k } = *of {
-                stages.push(Stage { layers: start..layer + 1, out: Some(Out { layer, top_k, experts }) });
+                let out = Out { layer, top_k, experts, is_choice: true };
+                stages.push(Stage { layers: start..layer + 1, out: Some(out) });
                 start = layer + 1;
             }
         }
@@ -156,7 +157,7 @@ impl Oracle {
                     Layer::Dense => model.dense(at, value),
                     Layer::Routed { experts, top_k } => {
                         out.push(value);
-                        let chosen = model.choose(Out { layer: at, top_k, experts }, value);
+                        let chosen = model.choose(Out { layer: at, top_k, experts, is_choice: true }, value);
                         let returned = chosen.iter().flat_map(|expert| {
                             (0..model.shards)
                                 .map(|shard| model.expert(at as u32, *expert, shard as u8, value))

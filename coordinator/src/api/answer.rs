@@ -109,10 +109,22 @@ struct Telling {
     /// Where each token's text begins, which only the tokens before it can say.
     pieces: Option<TextStream>,
     offset: usize,
+    /// The prompt, of an answer that begins with it and tells how likely tokens were.
+    echoed: Option<Echoed>,
     /// How far it has got.
     steps: Steps,
     /// Up to where its client has it already.
     told: Option<Steps>,
+}
+
+/// A prompt that is told with how likely its tokens were.
+#[derive(Debug)]
+struct Echoed {
+    ids: Vec<u32>,
+    /// Characters of its text.
+    chars: usize,
+    /// Once they are known, of all tokens but the first.
+    logprobs: Option<Vec<Logprobs>>,
 }
 
 /// How far a choice has got.
@@ -245,8 +257,9 @@ enum LogprobsObject {
 #[derive(Serialize, Default)]
 struct TextLogprobs {
     tokens: Vec<String>,
-    token_logprobs: Vec<f64>,
-    top_logprobs: Vec<Map<String, Value>>,
+    /// None of a prompt's first token, which nothing goes before.
+    token_logprobs: Vec<Option<f64>>,
+    top_logprobs: Vec<Option<Map<String, Value>>>,
     text_offset: Vec<usize>,
 }
 
@@ -313,9 +326,27 @@ impl Answer {
         self.prompt_tokens
     }
 
-    /// The text of a choice begins with this.
-    pub(super) fn echo(&mut self, index: usize, prompt: &str) {
-        self.tellings[index].text += prompt;
+    /// The text of a choice begins with that of its prompt.
+    pub(super) fn echo(&mut self, index: usize, prompt: &str, ids: &[u32]) {
+        let telling = &mut self.tellings[index];
+        telling.text += prompt;
+        if self.wanted.logprobs {
+            let chars = prompt.chars().count();
+            telling.offset = chars;
+            telling.echoed = Some(Echoed { ids: ids.to_vec(), chars, logprobs: None });
+        }
+    }
+
+    /// The one choice that is gone on with has begun with its prompt.
+    pub(super) fn pass_over_echo(&mut self, prompt: &str) {
+        self.tellings[0].offset += prompt.chars().count();
+    }
+
+    /// How likely the tokens of a choice's prompt were, but the first. Who goes on has heard it.
+    pub(super) fn set_prompt(&mut self, index: usize, logprobs: Vec<Logprobs>) {
+        if let Some(echoed) = &mut self.tellings[index].echoed {
+            echoed.logprobs = Some(logprobs);
+        }
     }
 
     /// Has calls and thoughts told apart from content; `calls` tells this answer's calls from those of others.
@@ -514,7 +545,8 @@ impl Answer {
             }
             let tokens = std::mem::take(&mut telling.tokens);
             let calls = |call: CallNews| {
-                let id = || self.format.map(|format| format.call_id(self.calls_seed, index, call.index));
+                let choice = self.first_choice + index;
+                let id = || self.format.map(|format| format.call_id(self.calls_seed, choice, call.index));
                 let id = id().filter(|_| call.name.is_some());
                 Call {
                     index: is_chunk.then_some(call.index),
@@ -587,21 +619,51 @@ impl Answer {
 
     fn text_logprobs(&mut self, index: usize, tokens: &[Token]) -> TextLogprobs {
         let mut object = TextLogprobs::default();
+        if let Some(echoed) = self.tellings[index].echoed.take_if(|echoed| echoed.logprobs.is_some()) {
+            self.echoed_logprobs(&echoed, &mut object);
+        }
         for token in tokens {
-            let Some(Logprobs { chosen, top }) = &token.logprobs else { continue };
-            let mut alternatives = Map::new();
-            // The token itself is among them even where it was not likely; of two with one text the likelier is.
-            for &(id, logprob) in top.iter().chain([&(token.id, *chosen)]) {
-                alternatives.entry(self.spelling(id)).or_insert_with(|| logprob.into());
-            }
-            object.tokens.push(self.spelling(token.id));
-            object.token_logprobs.push(*chosen);
-            object.top_logprobs.push(alternatives);
+            let Some(logprobs) = &token.logprobs else { continue };
+            self.push_logprobs(token.id, Some(logprobs), &mut object);
             let telling = &mut self.tellings[index];
             object.text_offset.push(telling.offset);
             telling.pass_over(token.id);
         }
         object
+    }
+
+    fn echoed_logprobs(&self, echoed: &Echoed, object: &mut TextLogprobs) {
+        let Echoed { ids, chars, logprobs } = echoed;
+        let mut pieces = self.tokenizer.as_ref().map(|tokenizer| tokenizer.stream(false));
+        let mut lengths: Vec<usize> = ids
+            .iter()
+            .map(|id| pieces.as_mut().map_or(0, |pieces| pieces.push(*id).chars().count()))
+            .collect();
+        if let (Some(pieces), Some(last)) = (&mut pieces, lengths.last_mut()) {
+            *last += pieces.finish().chars().count();
+        }
+        // What the model wants around a text is not part of it.
+        let around = lengths.iter().sum::<usize>().saturating_sub(*chars);
+        let known = logprobs.iter().flatten().map(Some);
+        let mut end = 0;
+        for ((id, logprobs), length) in ids.iter().zip(std::iter::once(None).chain(known)).zip(lengths) {
+            self.push_logprobs(*id, logprobs, object);
+            object.text_offset.push(usize::saturating_sub(end, around).min(*chars));
+            end += length;
+        }
+    }
+
+    fn push_logprobs(&self, id: u32, logprobs: Option<&Logprobs>, object: &mut TextLogprobs) {
+        object.tokens.push(self.spelling(id));
+        object.token_logprobs.push(logprobs.map(|logprobs| logprobs.chosen));
+        object.top_logprobs.push(logprobs.map(|Logprobs { chosen, top }| {
+            let mut alternatives = Map::new();
+            // The token itself is among them even where it was not likely; of two with one text the likelier is.
+            for &(id, logprob) in top.iter().chain([&(id, *chosen)]) {
+                alternatives.entry(self.spelling(id)).or_insert_with(|| logprob.into());
+            }
+            alternatives
+        }));
     }
 
     fn spelled(&self, id: u32, logprob: f64) -> Spelled {
@@ -713,6 +775,26 @@ mod tests {
         let usage: Value = serde_json::from_str(lines[1]).unwrap();
         assert_eq!((&usage["choices"], &usage["usage"]["total_tokens"]), (&Value::Array(vec![]), &3.into()));
         assert_eq!(lines[2..], ["[DONE]", ""]);
+    }
+
+    /// A prompt that is told has its tokens before the answer's, the first without a logprob, in whichever chunk they are known.
+    #[test]
+    fn a_prompt_is_told_with_its_logprobs() {
+        let mut stream = answer(Form::Text, 1, Wanted { logprobs: true, ..Wanted::default() });
+        stream.echo(0, "a\u{e9}", &[1, 2]);
+        stream.set_prompt(0, vec![Logprobs { chosen: -0.25, top: vec![(2, -0.25)] }]);
+        let first = parsed(&chunk(&mut stream, 0, None));
+        assert_eq!(first["choices"][0]["text"], "a\u{e9}");
+        let expected = serde_json::json!({"tokens": ["token_id:1", "token_id:2"], "token_logprobs": [null, -0.25],
+            "top_logprobs": [null, {"token_id:2": -0.25}], "text_offset": [0, 0]});
+        assert_eq!(first["choices"][0]["logprobs"], expected);
+        let logprobs = Some(Logprobs { chosen: -1.5, top: vec![] });
+        stream.push(0, Some(Token { id: 7, logprobs, ..Token::default() }), "x").unwrap();
+        let last = parsed(&chunk(&mut stream, 0, Some(FinishReason::Length)));
+        let expected = serde_json::json!({"tokens": ["token_id:7"], "token_logprobs": [-1.5],
+            "top_logprobs": [{"token_id:7": -1.5}], "text_offset": [2]});
+        assert_eq!(last["choices"][0]["logprobs"], expected);
+        assert_eq!(stream.usage().completion_tokens, 1, "the prompt is none of the answer's tokens");
     }
 
     /// A chat's shape, and several choices that are told as they come: the end of all is the end of the stream.

@@ -98,7 +98,7 @@ pub(super) struct Asked {
     pub(super) prompts: Vec<Prompt>,
     /// How many answers to each; the first is the answer of a request for one.
     pub(super) choices: usize,
-    /// The text of an answer begins with that of its prompt.
+    /// The text of an answer begins with that of its prompt, and what is told of its tokens too.
     pub(super) echo: bool,
     pub(super) sampling: Sampling,
     pub(super) tokens_max: usize,
@@ -132,9 +132,12 @@ impl Asked {
         let fields = Fields::read(utf8(body)?, "", known)?;
         refuse_unsupported(&fields)?;
         let choices = choices(&fields)?;
+        let echo = form == Form::Text && flag(&fields, "echo")?;
         let (prompts, tokens_max, logprobs) = match form {
             Form::Text => {
-                let tokens_max = whole(&fields, "max_tokens", 1, u64::MAX)?.unwrap_or(TOKENS_MAX);
+                // Who hears the prompt may want nothing else.
+                let tokens_max =
+                    whole(&fields, "max_tokens", u64::from(!echo), u64::MAX)?.unwrap_or(TOKENS_MAX);
                 (Prompt::listed(&fields)?, tokens_max, whole(&fields, "logprobs", 0, LOGPROBS_MAX)?)
             }
             Form::Chat => {
@@ -151,12 +154,6 @@ impl Asked {
                 prompts.len()
             );
             return Err(Refusal::value("prompt", message));
-        }
-        let echo = form == Form::Text && flag(&fields, "echo")?;
-        if echo && logprobs.is_some() {
-            let message = "`echo` with `logprobs` would tell those of the prompt, which are not computed; leave one of them \
-                           out";
-            return Err(Refusal::unsupported("echo", message));
         }
         let offer = match prompts.as_slice() {
             [Prompt::Chat(conversation)] => conversation.offer(),
@@ -566,8 +563,12 @@ mod tests {
             assert_eq!(refusal.status.as_u16(), 400);
         }
         assert!(read("{}").unwrap_err().message.contains("`prompt` is missing"));
-        let echo = read(r#"{"prompt": "x", "echo": true, "logprobs": 0}"#).unwrap_err();
-        assert_eq!(echo.param.as_deref(), Some("echo"));
+        let none = |more: &str| {
+            read(&format!("{{\"prompt\": \"x\", \"max_tokens\": 0{more}}}")).map(|asked| asked.tokens_max)
+        };
+        assert_eq!(none(", \"echo\": false").unwrap_err().param.as_deref(), Some("max_tokens"));
+        assert_eq!(none(", \"echo\": true").unwrap(), 0, "the prompt alone");
+        assert_eq!(none(", \"echo\": true, \"logprobs\": 0").unwrap(), 0);
         assert!(Asked::read(Form::Text, b"{\"prompt\": \"\xff\"}", 0).unwrap_err().message.contains("UTF-8"));
     }
 

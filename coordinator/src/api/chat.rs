@@ -12,7 +12,9 @@ use super::tools::asked::Offer;
 use super::tools::{Format, thinks};
 use crate::texts::Texts;
 
-pub(super) const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
+pub(super) const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
+/// What OpenAI calls whoever sets the rules. Templates that do not know it have `system` for that.
+const DEVELOPER: &str = "developer";
 /// What a message may have. The last three are one thing, under the names that clients send it by.
 pub(super) const MESSAGE: [&str; 8] =
     ["role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking"];
@@ -92,8 +94,13 @@ impl Conversation {
             return Err(Refusal::unsupported("messages", message));
         };
         let tools = self.offer.as_ref().map(|offer| offer.tools.as_slice());
-        let wants_text = Format::of(&template.source(tools.is_some())).is_some_and(Format::wants_text);
-        let messages = if wants_text { with_text(&self.messages) } else { self.messages.clone() };
+        let source = template.source(tools.is_some());
+        let wants_text = Format::of(&source).is_some_and(Format::wants_text);
+        let mut messages = if wants_text { with_text(&self.messages) } else { self.messages.clone() };
+        if !source.contains(DEVELOPER) {
+            let roles = messages.iter_mut().filter_map(|message| message.get_mut("role"));
+            roles.filter(|role| **role == DEVELOPER).for_each(|role| *role = "system".into());
+        }
         let input = ChatInput { extra: Some(&self.extra), tools, ..ChatInput::new(&messages, now) };
         template.render(&input).map_err(|error| Refusal::value("messages", error.to_string()))
     }
@@ -261,7 +268,7 @@ mod tests {
             (user(json!([{"type": "image_url", "image_url": {}}])), "messages[0].content[0].type"),
             (user(json!([{"type": "text"}])), "messages[0].content[0]"),
             (user(json!(["x"])), "messages[0].content[0]"),
-            (message("role", json!("developer")), "messages[0].role"),
+            (message("role", json!("boss")), "messages[0].role"),
             (message("role", json!(null)), "messages[0].role"),
             (message("colour", json!(1)), "messages[0].colour"),
             (message("name", json!(1)), "messages[0].name"),
@@ -302,6 +309,16 @@ mod tests {
         let mut none = body.clone();
         none["tool_choice"] = json!("none");
         assert_eq!(manner(hermes, &none).unwrap(), Manner { format: None, thinks: true });
+    }
+
+    /// A template that does not know OpenAI's newer role would drop its messages, or refuse them.
+    #[test]
+    fn a_developer_is_the_system_where_a_template_knows_none() {
+        let body = json!({"messages": [{"role": "developer", "content": "be kind"}, {"role": "user", "content": "x"}]});
+        let usual = "{% for m in messages %}[{{ m.role }} {{ m.content }}]{% endfor %}";
+        assert_eq!(render(usual, body.clone()), "[system be kind][user x]");
+        let knows = format!("{usual}{{% if messages[0].role in ['developer', 'system'] %}}!{{% endif %}}");
+        assert_eq!(render(&knows, body), "[developer be kind][user x]!");
     }
 
     /// Some templates put arguments between their own words, as the text that a model wrote.

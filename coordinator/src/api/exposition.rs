@@ -164,6 +164,23 @@ impl Exposition {
                 self.sample(name, &[("node", &node)], &link[field]);
             }
         }
+        let name = "phalanx_link_round_trip_seconds";
+        self.family(
+            name,
+            "summary",
+            "How long a message takes to a node and back; the quantile is of the last nine.",
+        );
+        for node in nodes {
+            let label = &node["name"].as_str().unwrap_or("");
+            if let Some(middle) = node["round_trip_us"].as_u64() {
+                self.sample(name, &[("node", label), ("quantile", &0.5)], middle as f64 / 1e6);
+            }
+            let trips = &node["round_trips"];
+            if let (Some(sum), Some(count)) = (trips["sum_us"].as_u64(), trips["count"].as_u64()) {
+                self.sample(&format!("{name}_sum"), &[("node", label)], sum as f64 / 1e6);
+                self.sample(&format!("{name}_count"), &[("node", label)], count);
+            }
+        }
         let name = "phalanx_link_dispatch_seconds";
         self.family(name, "summary", "From sending a dispatch over a node's link to its return.");
         for (node, link) in linked() {
@@ -260,11 +277,12 @@ pub(super) mod tests {
             let (name, labels, value) = sample(line);
             let suffixes: &[&str] = match kind.as_str() {
                 "histogram" => &["_bucket", "_sum", "_count"],
-                "summary" => &["_sum", "_count"],
+                "summary" => &["", "_sum", "_count"],
                 _ => &[""],
             };
             let is_of_family = suffixes.iter().any(|suffix| name.strip_suffix(suffix) == Some(&family));
             assert!(is_of_family, "{line} among {family}");
+            assert!(kind != "summary" || (name == family) == labels.contains_key("quantile"), "{line}");
             assert!(kind != "counter" || name.ends_with("_total"), "{line}");
             let others = samples.entry(name).or_default();
             assert!(others.iter().all(|(other, _)| *other != labels), "twice: {line}");
@@ -328,7 +346,8 @@ pub(super) mod tests {
             "epoch": {"term": 2, "number": 9}, "experts": {"total": 64, "held": 63, "replicas": 70, "spares": null},
             "nodes": [
                 {"name": "n\"0\\", "node": 0, "state": "gone", "link": null},
-                {"name": "n1", "node": 1, "state": "joined", "link": {"frames": 3, "bytes_out": 4, "bytes_back": 5,
+                {"name": "n1", "node": 1, "state": "joined", "round_trip_us": 250,
+                    "round_trips": {"count": 4, "sum_us": 3000}, "link": {"frames": 3, "bytes_out": 4, "bytes_back": 5,
                     "dispatches": 1, "returned": 2, "service_us": 1500}},
             ],
             "data": {"running": 1, "rows": 37, "group_rows": 9, "batch_sizes": [1, 0, 2, 3], "group_sizes": [9, 0],
@@ -365,6 +384,11 @@ pub(super) mod tests {
         assert_eq!(value("phalanx_nodes", &[("state", "gone")]), 1.0);
         assert_eq!(value("phalanx_link_bytes_back_total", &[("node", "n1")]), 5.0);
         assert_eq!(value("phalanx_link_dispatch_seconds_sum", &[("node", "n1")]), 0.0015);
+        let trip = "phalanx_link_round_trip_seconds";
+        assert_eq!(value(trip, &[("node", "n1"), ("quantile", "0.5")]), 0.00025);
+        let of_all =
+            [format!("{trip}_sum"), format!("{trip}_count")].map(|name| value(&name, &[("node", "n1")]));
+        assert_eq!((of_all, samples[trip].len()), ([0.003, 4.0], 1));
         assert_eq!(samples["phalanx_link_frames_total"].len(), 1, "a node without a link has none");
         assert_eq!(value("phalanx_layer_rows_per_second", &[("layer", "0")]), 1.0);
         let labels = [("layer", "0"), ("expert", "1"), ("replica", "0"), ("shard", "0"), ("node", "n1")];

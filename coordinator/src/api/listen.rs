@@ -47,6 +47,19 @@ pub struct Limits {
     pub stop_within: Duration,
 }
 
+/// Descriptors that are kept for anything but clients: files, nodes' links, the system's own.
+const OTHER_DESCRIPTORS: u64 = 512;
+
+impl Limits {
+    /// The same where a process may have so many descriptors: no more connections than there is room for, and some in any case.
+    pub fn within(self, descriptors: Option<u64>) -> Self {
+        let room = descriptors
+            .map_or(u64::MAX, |most| most.saturating_sub(OTHER_DESCRIPTORS).max(OTHER_DESCRIPTORS / 2));
+        let connections_max = usize::try_from(room).unwrap_or(usize::MAX).min(self.connections_max);
+        Self { connections_max, ..self }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -56,7 +69,7 @@ impl Default for Limits {
             header_bytes_max: 32 << 10,
             headers_within: Duration::from_secs(15),
             stall_max: Duration::from_secs(60),
-            connections_max: 8192,
+            connections_max: 16_384,
             stop_within: Duration::from_secs(30),
         }
     }
@@ -217,6 +230,14 @@ fn turn_away(stream: TcpStream) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Who takes more connections than there are descriptors cannot take nodes any more, nor open a file.
+    #[test]
+    fn connections_leave_descriptors_for_others() {
+        let most = |descriptors| Limits::default().within(descriptors).connections_max;
+        assert_eq!((most(None), most(Some(1 << 20))), (16_384, 16_384));
+        assert_eq!((most(Some(4096)), most(Some(600)), most(Some(0))), (3584, 256, 256));
+    }
 
     #[test]
     fn only_this_machine_is_reached_unless_allowed() {

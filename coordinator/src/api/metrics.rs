@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::exposition::Exposition;
 use crate::data::request::{Event, Failure};
 use crate::generation::FinishReason;
+use crate::trace::Counts;
 
 /// Upper bounds of the histograms, in milliseconds: a little more than a doubling each, from one fast step of a small
 /// model to what nobody waits for.
@@ -33,6 +34,10 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
+    pub(super) fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+
     const NAMES: [&str; 7] = ["stop", "length", "cancelled", "refused", "busy", "late", "failed"];
 }
 
@@ -95,8 +100,8 @@ impl Metrics {
         json!({ "bounds_s": bounds, "first": self.first.json(), "next": self.next.json() })
     }
 
-    /// All of it, with what the cluster says of itself.
-    pub(super) fn text(&self, cluster: &Value) -> String {
+    /// All of it, with what the cluster says of itself and what became of spans, where there are any.
+    pub(super) fn text(&self, cluster: &Value, spans: Option<&Counts>) -> String {
         let mut text = Exposition::default();
         let name = "phalanx_requests_total";
         text.family(name, "counter", "Requests by how they ended; each choice is one.");
@@ -106,6 +111,15 @@ impl Metrics {
         let first = "From the arrival of a request to its first token.";
         self.first.write("phalanx_token_first_seconds", first, &mut text);
         self.next.write("phalanx_token_next_seconds", "From a token to the next of its answer.", &mut text);
+        if let Some(Counts { exported, dropped }) = spans {
+            for (name, help, count) in [
+                ("phalanx_spans_exported_total", "Spans that the collector of traces took.", exported),
+                ("phalanx_spans_dropped_total", "Spans that it did not take, or not in time.", dropped),
+            ] {
+                text.family(name, "counter", help);
+                text.sample(name, &[], count.load(Relaxed));
+            }
+        }
         text.cluster(cluster);
         text.into_text()
     }
@@ -133,7 +147,7 @@ impl Meter {
                 histogram.add(now.saturating_duration_since(self.since));
                 (self.since, self.has_token) = (now, true);
             }
-            Event::Step { token: None, .. } | Event::Cached(_) | Event::Missing(_) => {}
+            Event::Step { token: None, .. } | Event::Cached(_) | Event::Missing(_) | Event::Prompt(_) => {}
             Event::End(FinishReason::Stop) => self.end(Outcome::Stop),
             Event::End(FinishReason::Length) => self.end(Outcome::Length),
             Event::Failed(failure) => self.end(failure.into()),
@@ -181,7 +195,9 @@ mod tests {
         let late = Failure::TooLate { within_ms: 1, missing: None };
         Meter::new(Arc::clone(&metrics), start).handle_event(&Event::Failed(late), at(1));
         metrics.count(Outcome::Refused);
-        let text = metrics.text(&json!({"data": {"tokens": 12, "running": 0, "forwarding": "whole"}}));
+        let spans = Counts { exported: 7.into(), dropped: 2.into() };
+        let cluster = json!({"data": {"tokens": 12, "running": 0, "forwarding": "whole"}});
+        let text = metrics.text(&cluster, Some(&spans));
         let has = |line: &str| assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         for (outcome, count) in [("stop", 1), ("length", 0), ("cancelled", 1), ("refused", 1), ("late", 1)] {
             has(&format!("phalanx_requests_total{{outcome=\"{outcome}\"}} {count}"));
@@ -201,6 +217,9 @@ mod tests {
         has("# TYPE phalanx_tokens_total counter");
         has("phalanx_tokens_total 12");
         has("phalanx_requests_running 0");
+        has("phalanx_spans_exported_total 7");
+        has("phalanx_spans_dropped_total 2");
+        assert!(!metrics.text(&cluster, None).contains("spans"), "nobody asked for any");
         assert!(!text.contains("phalanx_rows_total"), "what is not known is not 0");
         parsed(&text);
     }

@@ -28,6 +28,7 @@ mod refusal;
 mod resume;
 mod routes;
 mod said;
+mod span;
 mod stream;
 mod tls;
 mod tokens;

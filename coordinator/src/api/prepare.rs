@@ -85,12 +85,19 @@ pub(super) async fn prepare(
     if asked.stream && all <= resume::CHOICES_MAX {
         answer = answer.with_ids(stream);
     }
-    // Who goes on has heard it.
-    for (index, echo) in echoes.into_iter().enumerate().filter(|_| resumed.is_none()) {
-        (index * asked.choices..(index + 1) * asked.choices).for_each(|choice| answer.echo(choice, &echo));
+    for (index, (echo, ids)) in echoes.iter().zip(&prompts).enumerate() {
+        let mut choices = index * asked.choices..(index + 1) * asked.choices;
+        match &resumed {
+            None => choices.for_each(|choice| answer.echo(choice, echo, ids)),
+            // Who goes on has heard it.
+            Some(id) if choices.any(|choice| choice == id.place.choice) => answer.pass_over_echo(echo),
+            Some(_) => {}
+        }
     }
     if !speech.is_plain() {
-        answer.read_with(speech.manner.format, app.random(), || speech.reader());
+        // Whoever goes on with a stream gives its calls the names that they would have had.
+        let calls = if asked.stream { stream.calls_seed() } else { app.random() };
+        answer.read_with(speech.manner.format, calls, || speech.reader());
     }
     let stop = StopStream::new(asked.stop).map_err(|error| Refusal::value("stop", error.to_string()))?;
     let generation = |prompt: &Vec<u32>, index: usize| {
@@ -101,6 +108,7 @@ pub(super) async fn prepare(
             sampling: asked.sampling.with_seed(fields.seed.wrapping_add(index as u64)),
             end_ids: if asked.ignore_eos { Vec::new() } else { texts.end_ids() },
             logprobs: asked.logprobs,
+            prompt_logprobs: asked.echo && asked.logprobs.is_some(),
             experts: asked.return_experts,
             grammar: grammar.clone(),
         };

@@ -166,6 +166,14 @@ pub(super) struct Stream {
     pub(super) same: Same,
 }
 
+impl Stream {
+    /// From which the names of its calls follow: whoever goes on with it names them alike.
+    pub(super) fn calls_seed(&self) -> u64 {
+        let Self { seed, time, same: Same { prompt, parameters, .. } } = self;
+        u64::from_le_bytes(digest(&[&seed.to_le_bytes(), &time.to_le_bytes(), prompt, parameters]))
+    }
+}
+
 /// An id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EventId {

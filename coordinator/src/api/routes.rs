@@ -31,12 +31,14 @@ use super::prepare::prepare;
 use super::prompt::Encoder;
 use super::refusal::{Refusal, json_response, quote};
 use super::resume::{self, EventId};
+use super::span::RequestSpan;
 use super::stream::{Choices, EventStream, Events, Guard, collect, soon};
 use super::tokens::{Detokenize, Tokenize};
 use super::watch::{self, Pulse};
 use super::{Backend, Health, Limits, Served, State};
 use crate::data::request::{OnMissing, Priority, Submission};
 use crate::generation::{FinishReason, Generation};
+use crate::trace::Tracer;
 
 /// How long a stream's status waits for its first event, so that a refusal has a status of its own. Later ones are
 /// told within the stream.
@@ -58,6 +60,8 @@ pub struct App {
     /// Without any, everybody may ask.
     keys: Option<Keys>,
     tls: Option<Arc<ServerConfig>>,
+    /// Without one nothing is traced.
+    tracer: Option<Tracer>,
     /// Seconds since 1970 when it began, which clients expect of a model.
     created: u64,
     /// Makes the names of answers and the seeds of those who name none: keyed at random, and counted.
@@ -81,6 +85,7 @@ impl App {
             pulse: Pulse::default(),
             keys: None,
             tls: None,
+            tracer: None,
             created,
             random,
             count: AtomicU64::new(0),
@@ -95,6 +100,11 @@ impl App {
     /// The same over TLS.
     pub fn with_tls(self, tls: Option<Arc<ServerConfig>>) -> Self {
         Self { tls, ..self }
+    }
+
+    /// The same with traces.
+    pub fn with_tracer(self, tracer: Option<Tracer>) -> Self {
+        Self { tracer, ..self }
     }
 
     pub(super) fn tls(&self) -> Option<&Arc<ServerConfig>> {
@@ -248,7 +258,8 @@ async fn cluster(Shared(app): Shared<Arc<App>>) -> Result<Response, Refusal> {
 }
 
 async fn metrics(Shared(app): Shared<Arc<App>>) -> Result<Response, Refusal> {
-    let text = app.metrics.text(&soon(app.backend.cluster()).await?);
+    let spans = app.tracer.as_ref().map(Tracer::counts);
+    let text = app.metrics.text(&soon(app.backend.cluster()).await?, spans);
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
 
@@ -262,6 +273,20 @@ async fn chat(Shared(app): Shared<Arc<App>>, request: Request) -> Result<Respons
 
 async fn answered(app: &App, form: Form, request: Request) -> Result<Response, Refusal> {
     let started = Instant::now();
+    let mut span =
+        RequestSpan::begin(app.tracer.as_ref(), form, &app.served.name, request.headers(), started);
+    let response = answer(app, form, request, started, &mut span).await;
+    response.inspect_err(|refusal| span.handle_refusal(refusal))
+}
+
+/// The same; the span goes with the answer once it is under way.
+async fn answer(
+    app: &App,
+    form: Form,
+    request: Request,
+    started: Instant,
+    span: &mut RequestSpan,
+) -> Result<Response, Refusal> {
     let allowance = Allowance::begin(request.extensions().get(), started)
         .inspect_err(|_| app.metrics.count(Outcome::Busy))?;
     let asked = ask(app, form, request).await.inspect_err(|_| app.metrics.count(Outcome::Refused))?;
@@ -271,8 +296,9 @@ async fn answered(app: &App, form: Form, request: Request) -> Result<Response, R
         ToDo::Tell(reason) => return Ok(event_stream(Body::from(answer.write_rest(reason)))),
     };
     allowance.take(answer.prompt_tokens(), Instant::now());
+    span.set_asked(generations.len(), answer.prompt_tokens());
     let mut choices = Vec::with_capacity(generations.len());
-    for generation in generations {
+    for (choice, generation) in generations.into_iter().enumerate() {
         let (told, events) = mpsc::channel(Submission::events_max(generation.request().tokens_max));
         let submission = Submission {
             generation,
@@ -281,6 +307,7 @@ async fn answered(app: &App, form: Form, request: Request) -> Result<Response, R
             deadline: started + within,
             within_ms: within.as_millis() as u64,
             events: told,
+            trace: span.of_choice(choice),
         };
         // Whoever was handed in before one that cannot be is cancelled by its guard.
         let guard = submit(app, submission).await?;
@@ -288,7 +315,7 @@ async fn answered(app: &App, form: Form, request: Request) -> Result<Response, R
         let within = within.saturating_sub(started.elapsed());
         choices.push(Events::new(events, guard, meter, allowance.clone(), within));
     }
-    let mut choices = Choices::new(choices);
+    let mut choices = Choices::new(choices, std::mem::take(span));
     if !is_stream {
         let body = collect(choices, answer).await?;
         return Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response());

@@ -22,6 +22,7 @@ use super::answer::{Answer, Astray};
 use super::keys::Allowance;
 use super::metrics::Meter;
 use super::refusal::Refusal;
+use super::span::RequestSpan;
 use crate::data::request::{Event, Failure, RequestId};
 
 /// How often a stream without news says that it lives, so that nothing on the way takes it for dead.
@@ -112,11 +113,12 @@ pub(super) struct Choices {
     choices: Vec<Events>,
     /// Who is asked first, so that nobody always waits for another.
     next: usize,
+    span: RequestSpan,
 }
 
 impl Choices {
-    pub(super) fn new(choices: Vec<Events>) -> Self {
-        Self { choices, next: 0 }
+    pub(super) fn new(choices: Vec<Events>, span: RequestSpan) -> Self {
+        Self { choices, next: 0, span }
     }
 
     /// Waits, at most so long, until one of them has something to say, without taking it. A failure of any that is
@@ -134,7 +136,9 @@ impl Choices {
             }
         });
         let _ = tokio::time::timeout(within, look).await;
-        self.choices.iter_mut().find_map(Events::take_failure)
+        let failure = self.choices.iter_mut().find_map(Events::take_failure);
+        failure.iter().for_each(|failure| self.span.handle_failure(failure));
+        failure
     }
 
     /// The next event of anybody. After a failure, and after the end of all, there is none.
@@ -149,6 +153,7 @@ impl Choices {
             }
             if let Poll::Ready(event) = events.poll_next(cx) {
                 self.next = (index + 1) % count;
+                self.span.handle_event(&event);
                 return Poll::Ready((index, event));
             }
         }
@@ -235,6 +240,10 @@ fn take(answer: &mut Answer, index: usize, event: Event) -> Result<(), Refusal> 
         }
         Event::Missing(missing) => {
             answer.take_missing(index, &missing);
+            Ok(())
+        }
+        Event::Prompt(logprobs) => {
+            answer.set_prompt(index, logprobs);
             Ok(())
         }
         Event::End(reason) => answer.end(index, reason),

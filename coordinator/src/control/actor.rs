@@ -78,6 +78,11 @@ pub(super) struct Came(pub(super) Arrived);
 #[rtype(result = "()")]
 pub(super) struct Heard(pub(super) LinkId, pub(super) Notice);
 
+/// A message came back on a link, after so long.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct CameBack(pub(super) LinkId, pub(super) Duration);
+
 /// A link is over.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -272,6 +277,16 @@ impl Handler<Heard> for ControlActor {
     fn handle(&mut self, Heard(link, notice): Heard, context: &mut Self::Context) {
         self.heard(link, notice, Instant::now(), context);
         self.carry_out(context);
+    }
+}
+
+impl Handler<CameBack> for ControlActor {
+    type Result = ();
+
+    fn handle(&mut self, CameBack(link, took): CameBack, _: &mut Self::Context) {
+        if let Some(session) = self.sessions.get_mut(&link) {
+            session.trips.handle_trip(took);
+        }
     }
 }
 

@@ -2,22 +2,26 @@
 //!
 //! A shell: everything is handed to a core, or to whoever sends weights and renews certificates.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix::{Addr, AsyncContext, Context};
-use transport::link::Ended;
+use transport::link::{Ended, ProbeRefused};
 use transport::peer::{Inlet, Listener, Notice, Notices, Opened, Peer, renewal};
 use transport::wire::cluster::{ActorId, Assignment, Cluster as Said, ToCoordinator, ToNode};
 use transport::wire::control::CloseReason;
 
-use super::actor::{Came, ControlActor, Heard, Over};
+use super::actor::{Came, CameBack, ControlActor, Heard, Over};
 use super::events::Kind;
 use super::layout::tell_data;
 use super::membership::Joining;
+use super::trips::Trips;
 use crate::data::actor::Silent;
 use crate::data::ids::LinkId;
 use crate::placement::NodeId;
 use crate::weights::LinkWeights;
+
+/// From one message that only measures the way to the next. It is one of some twenty that keep a link alive meanwhile.
+const TRIP_EVERY: Duration = Duration::from_secs(2);
 
 /// A link to a node.
 pub(super) struct Session {
@@ -30,6 +34,8 @@ pub(super) struct Session {
     pub(super) kinds: Vec<String>,
     /// What it said that it holds as it joined, until it is admitted.
     pub(super) held: Vec<Assignment>,
+    /// How long a message takes to it and back.
+    pub(super) trips: Trips,
     /// It has been told that the link ends.
     is_draining: bool,
 }
@@ -55,6 +61,7 @@ impl ControlActor {
         tracing::info!(%link, %name, address = peer.address(), "a node has come");
         let to_weights = self.parts.weights.as_ref().map(|weights| weights.to(peer.clone()));
         actix::spawn(listen(link, peer.clone(), notices, context.address()));
+        actix::spawn(measure(link, peer.clone(), context.address()));
         let session = Session {
             peer,
             name,
@@ -62,6 +69,7 @@ impl ControlActor {
             weights: to_weights,
             kinds: Vec::new(),
             held: Vec::new(),
+            trips: Trips::default(),
             is_draining: false,
         };
         self.sessions.insert(link, session);
@@ -218,9 +226,9 @@ impl ControlActor {
         self.sessions.values().map(|session| &session.peer)
     }
 
-    /// The sessions' addresses and offers, by node, for people.
-    pub(super) fn session_of(&self, link: LinkId) -> Option<(&Peer, &[String])> {
-        self.sessions.get(&link).map(|session| (&session.peer, session.kinds.as_slice()))
+    /// A node's session, for people.
+    pub(super) fn session_of(&self, link: LinkId) -> Option<&Session> {
+        self.sessions.get(&link)
     }
 }
 
@@ -233,6 +241,25 @@ async fn listen(link: LinkId, peer: Peer, mut notices: Notices, control: Addr<Co
     }
     let ended = peer.closed().await;
     let _ = control.send(Over(link, ended)).await;
+}
+
+/// Has a message go to the node and back now and then, as long as its link takes any.
+async fn measure(link: LinkId, peer: Peer, control: Addr<ControlActor>) {
+    loop {
+        match peer.probe(0).await {
+            Ok(took) => {
+                if control.send(CameBack(link, took)).await.is_err() {
+                    return;
+                }
+            }
+            Err(ProbeRefused::Full { .. }) => {}
+            Err(_) => return,
+        }
+        tokio::select! {
+            _ = peer.closed() => return,
+            () = tokio::time::sleep(TRIP_EVERY) => {}
+        }
+    }
 }
 
 /// Hands on whoever comes to a listener.

@@ -31,4 +31,5 @@ pub mod rebalance;
 pub(crate) mod stop;
 pub mod store;
 pub mod term;
+pub mod trips;
 pub mod view;

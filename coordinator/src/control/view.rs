@@ -9,7 +9,9 @@ use transport::wire::cluster::{ActorId, Load};
 
 use super::actor::ControlActor;
 use super::events::Event;
+use super::hear::Session;
 use super::loads::Recent;
+use super::membership::Member;
 use super::rebalance::{Rebalancer, Reckoning};
 use crate::api;
 use crate::placement::Seat;
@@ -110,25 +112,28 @@ impl ControlActor {
             .membership
             .members()
             .map(|member| {
-                let session = member.link.and_then(|link| self.session_of(link));
+                let session = self.session_of_member(member);
                 let devices = (0..).zip(&member.offer.devices).map(|(device, memory)| {
                     let seat = Seat { node: member.node, device };
                     let (actors, used) = on_device.get(&seat).copied().unwrap_or_default();
                     let is_open = member.link.is_some() && !member.offer.is_leaving;
                     spares += u64::from(actors == 0 && *memory > 0 && is_open);
-                    let kind = session.and_then(|(_, kinds)| kinds.get(usize::from(device)));
+                    let kind = session.and_then(|session| session.kinds.get(usize::from(device)));
                     json!({ "kind": kind, "memory_bytes": memory, "used_bytes": used, "actors": actors })
                 });
                 let devices: Vec<Value> = devices.collect();
                 json!({
                     "name": member.offer.name,
                     "node": member.node.0,
-                    "address": session.map(|(peer, _)| peer.address()),
+                    "address": session.map(|session| session.peer.address()),
                     "state": self.state_name(member),
                     "drained": self.parts.membership.drained().has(&member.offer.name),
                     "devices": devices,
                     "labels": member.offer.labels,
-                    "round_trip_us": null,
+                    "round_trip_us": session.and_then(|session| micros(session.trips.middle()?)),
+                    "round_trips": session.map(|Session { trips, .. }| {
+                        json!({ "count": trips.count(), "sum_us": micros(trips.sum()) })
+                    }),
                 })
             })
             .collect();
@@ -185,14 +190,23 @@ impl ControlActor {
             |recent: &Option<Recent>| recent.map_or(0.0, |recent| (recent.rows_per_s * 10.0).round() / 10.0);
         let busy =
             |recent: &Option<Recent>| recent.map_or(0.0, |recent| (recent.busy * 1000.0).round() / 1000.0);
+        let trip = |member: &Member| {
+            let round_trip_us = micros(self.session_of_member(member)?.trips.middle()?)?;
+            Some(json!({ "node": member.node.0, "round_trip_us": round_trip_us }))
+        };
         json!({
             "epoch": { "term": published.epoch.term, "number": published.epoch.number },
             "state": health.state.name(),
             "missing": health.missing,
+            "round_trips": self.parts.membership.members().filter_map(trip).collect::<Vec<_>>(),
             "event": self.events.count(),
             "rows_per_s": recent.iter().map(rows).collect::<Vec<_>>(),
             "busy": recent.iter().map(busy).collect::<Vec<_>>(),
         })
+    }
+
+    fn session_of_member(&self, member: &Member) -> Option<&Session> {
+        self.session_of(member.link?)
     }
 
     fn load(&self, actor: ActorId, seat: Seat, now: Instant) -> Value {
@@ -225,4 +239,8 @@ fn rebalance(rebalancer: &Rebalancer) -> Value {
         "left": look.left.as_ref().map(reckoned),
         "why": look.why,
     })
+}
+
+fn micros(time: Duration) -> Option<u64> {
+    u64::try_from(time.as_micros()).ok()
 }

@@ -30,6 +30,7 @@ use super::request::{Request, RequestId, Submission};
 use super::scheduler::{PrefixSeen, Scheduler};
 use super::stage::Stage;
 use super::steer::Steering;
+use super::traced::Dispatches;
 use super::trunk::{Answer, Order, TrunkThread, Work};
 use crate::placement::{NodeId, Placement};
 
@@ -220,6 +221,8 @@ pub struct DataActor {
     pub(super) spare: Work,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
     pub(super) report: Report,
+    /// Of requests that are followed.
+    pub(super) dispatches: Dispatches,
     pub(super) shared_cores: bool,
     pub(super) steering: Steering,
     /// The epoch that was published last, and the one of which the control plane knows that all older ones are closed.
@@ -272,6 +275,7 @@ impl DataActor {
             spare: Work::default(),
             timer: None,
             report: Report::default(),
+            dispatches: Dispatches::default(),
             shared_cores,
             steering: Steering::new(parts.forwarding, shared_cores),
             published: Epoch::default(),

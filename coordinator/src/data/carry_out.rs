@@ -12,9 +12,10 @@ use super::exchange::LeftOut;
 use super::frames::dispatch_frame;
 use super::ids::{RowId, SequenceId};
 use super::landing::Slot;
-use super::request::{Event, Failure, OnMissing, Request, RequestId, Submission};
+use super::request::{Event, Failure, OnMissing, Request, RequestId, Scores, Submission};
 use super::scheduler::{Action, Asked, Refused};
-use super::trunk::{Begin, Order, Sampled};
+use super::traced::Phases;
+use super::trunk::{Begin, Order, Sampled, Scored};
 use crate::choice::ChoiceError;
 use crate::generation::{FinishReason, Token};
 
@@ -67,20 +68,25 @@ impl DataActor {
     }
 
     /// A request comes.
-    pub(super) fn take(&mut self, id: RequestId, submission: Submission) {
+    pub(super) fn take(&mut self, id: RequestId, mut submission: Submission) {
+        let now = Instant::now();
+        let trace = submission.trace.take();
+        let phases = trace.map(|trace| Phases::new(trace, id, &self.dispatches, now));
         let asked = submission.generation.request();
         let asked = Asked {
             request: id,
             prompt: &asked.prompt,
             tokens: submission.generation.tokens(),
-            tokens_max: u32::try_from(asked.tokens_max).unwrap_or(u32::MAX),
+            // Also of a prompt that is only looked at the end shows in a token.
+            tokens_max: u32::try_from(asked.tokens_max).unwrap_or(u32::MAX).max(1),
             priority: submission.priority,
             goes_alone: submission.on_missing == OnMissing::Drop,
+            is_scored: asked.prompt_logprobs,
         };
         let taken = self.parts.scheduler.handle_request(asked);
         self.deadlines.insert((submission.deadline, id), ());
-        let request = Request { id, submission, cached: 0, has_token: false, missing: BTreeMap::new() };
-        let now = Instant::now();
+        let missing = BTreeMap::new();
+        let request = Request { id, submission, cached: 0, has_token: false, missing, scores: None, phases };
         match taken {
             Ok(()) => drop(self.waiting.insert(id, request)),
             Err(why) => {
@@ -138,18 +144,25 @@ impl DataActor {
             Action::Begin { request, sequence } => {
                 let mut request = self.waiting.remove(&request).expect("whoever begins has waited");
                 request.cached = 0;
+                let is_scored = request.wants_scores();
                 self.pace.handle_begun(self.waiting.len(), now);
                 let generation = &request.submission.generation;
                 let asked = generation.request();
+                // What was known before it had to give way will come again.
+                request.scores = is_scored.then(|| Scores::new(asked.prompt.len()));
                 let begin = Begin {
                     sequence,
                     prompt: asked.prompt.clone(),
                     tokens: generation.tokens().to_vec(),
                     sampling: asked.sampling.clone(),
                     logprobs: asked.logprobs,
+                    prompt_logprobs: asked.logprobs.filter(|_| is_scored),
                     experts: asked.experts,
                     grammar: asked.grammar.clone(),
                 };
+                if let Some(phases) = &mut request.phases {
+                    phases.handle_begun(begin.prompt.len() + begin.tokens.len(), now);
+                }
                 self.orders.push(Order::Begin(Box::new(begin)));
                 self.running[sequence.0 as usize] = Some(request);
             }
@@ -161,7 +174,10 @@ impl DataActor {
             }
             Action::Preempt { sequence } => {
                 self.report.preempted += 1;
-                if let Some(request) = self.running[sequence.0 as usize].take() {
+                if let Some(mut request) = self.running[sequence.0 as usize].take() {
+                    if let Some(phases) = &mut request.phases {
+                        phases.handle_preempted(now);
+                    }
                     self.waiting.insert(request.id, request);
                 }
             }
@@ -259,9 +275,30 @@ impl DataActor {
         self.forget_request(sequence);
     }
 
-    pub(super) fn take_sampled(&mut self, Sampled { sequence, token, experts }: Sampled) {
-        // Its client may have gone while it was computed.
+    /// A token of a prompt was looked at.
+    pub(super) fn take_scored(&mut self, Scored { sequence, position, logprobs }: Scored) {
         let Some(request) = &mut self.running[sequence.0 as usize] else { return };
+        let Some(scores) = &mut request.scores else { return };
+        match logprobs {
+            Ok(logprobs) => scores.handle_scored(position, logprobs),
+            Err(why) => return self.fail(sequence, Failure::Row(why.to_string())),
+        }
+        if scores.is_whole()
+            && let Some(first) = scores.first.take()
+        {
+            self.take_sampled(first);
+        }
+    }
+
+    pub(super) fn take_sampled(&mut self, sampled: Sampled) {
+        // Its client may have gone while it was computed.
+        let Some(request) = &mut self.running[sampled.sequence.0 as usize] else { return };
+        // Rows come to the head in any order, and the prompt is told first.
+        if let Some(scores) = request.scores.as_mut().filter(|scores| !scores.is_whole()) {
+            scores.first = Some(sampled);
+            return;
+        }
+        let Sampled { sequence, token, experts } = sampled;
         let chosen = match token {
             Ok(chosen) => chosen,
             Err(why @ ChoiceError::Form(_)) => {
@@ -270,12 +307,18 @@ impl DataActor {
             Err(why) => return self.fail(sequence, Failure::Row(why.to_string())),
         };
         self.report.tokens += 1;
+        if let Some(phases) = &mut request.phases {
+            phases.handle_token(request.cached);
+        }
         if !std::mem::replace(&mut request.has_token, true) && request.cached > 0 {
             // Of an answer that is gone on with, tokens may have been found too.
             let of_prompt = request.cached.min(request.submission.generation.request().prompt.len());
             request.tell(Event::Cached(of_prompt));
         }
         request.tell_missing();
+        if let Some(scores) = request.scores.take() {
+            request.tell(Event::Prompt(scores.into_logprobs()));
+        }
         let id = chosen.id;
         let step = request.submission.generation.handle_choice(chosen);
         let token = step.token.map(|token| Token { experts, ..token });
@@ -303,8 +346,16 @@ impl DataActor {
                 .expect("its pool has no bound");
             let Some(link) = self.links.get(&id) else {
                 self.parts.exchange.handle_link_ended(id, now);
+                self.dispatches.handle_link_ended(id, now);
                 continue;
             };
+            if self.dispatches.is_followed() {
+                let phases_of = |row: RowId| {
+                    let (sequence, _) = self.parts.flow.position(row);
+                    self.running[sequence.0 as usize].as_ref()?.phases.as_ref()
+                };
+                self.dispatches.handle_sent(outgoing, &link.peer.hello().peer.name, phases_of, now);
+            }
             self.report.dispatched_frames += 1;
             self.report.dispatched_bytes += frame.payload.len() as u64;
             match link.peer.try_send(frame) {
@@ -318,6 +369,7 @@ impl DataActor {
                     // It ends, or drains: its inlet says so too, and what was sent on it is sent elsewhere.
                     tracing::debug!(link = %id, %why, "a dispatch was not sent");
                     self.parts.exchange.handle_link_ended(id, now);
+                    self.dispatches.handle_link_ended(id, now);
                 }
             }
         }

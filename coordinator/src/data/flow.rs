@@ -67,7 +67,7 @@ impl Forwarding {
 pub struct FlowSettings {
     /// Stages, with the head.
     pub stages: u32,
-    /// Whether layers follow the last experts. If not, a row that does not sample has nothing to do at the head.
+    /// Whether layers follow the last experts. If not, a row that neither samples nor is scored has nothing to do at the head.
     pub head_has_layers: bool,
     /// Rows that may be in flight. Each costs its residual and its landing slots.
     pub rows_max: u32,
@@ -90,6 +90,8 @@ pub struct Chunk {
     pub count: u32,
     /// Whether the last of them is sampled.
     pub samples: bool,
+    /// Whether all of them come to the head, which looks at how likely the next id was.
+    pub is_scored: bool,
 }
 
 /// What the trunk computes at once.
@@ -246,14 +248,20 @@ impl Flow {
         self.rows.at_doors(sequence)
     }
 
+    /// Whether the sequence of this row, which is in use, leaves.
+    pub fn is_leaving(&self, row: RowId) -> bool {
+        self.rows.is_leaving(row.0)
+    }
+
     /// Rows arrive at the first door. There must be room for them, and they must go on where the sequence's last chunk
     /// ended; a sequence that is new here, or new again, may begin anywhere.
     pub fn handle_chunk(&mut self, chunk: Chunk) {
-        let Chunk { sequence, start, count, samples } = chunk;
+        let Chunk { sequence, start, count, samples, is_scored } = chunk;
         assert!(count > 0, "a chunk of {sequence} has at least one row");
         self.rows.begin_chunk(sequence, start);
         for i in 0..count {
-            let row = self.rows.add(sequence, samples && i + 1 == count);
+            let samples = samples && i + 1 == count;
+            let row = self.rows.add(sequence, samples, samples || is_scored);
             self.arrive(row);
         }
     }
@@ -372,7 +380,7 @@ impl Flow {
         let stage = self.rows.row(row).stage;
         if stage == self.head && !self.head_has_layers {
             // Nothing is attended here, so nobody waits for anybody.
-            if !self.rows.row(row).samples {
+            if !self.rows.row(row).has_head {
                 return self.remove(row);
             }
             self.rows.row_mut(row).place = Place::First;

@@ -25,6 +25,7 @@ mod ready;
 pub mod report;
 pub mod start;
 pub mod steer;
+pub mod traced;
 pub mod why;
 
 pub mod ids;

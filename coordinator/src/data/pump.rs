@@ -16,6 +16,7 @@ use super::exchange::{NOWHERE, Returned};
 use super::frames::Source;
 use super::ids::{LinkId, RowId};
 use super::landing::{Landed, Slot};
+use super::report;
 use super::trunk::Answer;
 
 impl DataActor {
@@ -130,13 +131,16 @@ impl DataActor {
                 let layer = out.layer as u32;
                 self.parts.exchange.handle_chosen(layer, &wanted, out.top_k, &chosen, deadline, now);
             }
-            Answer::Done { work, sampled } => {
+            Answer::Done { work, sampled, scored } => {
                 self.spare = work;
                 self.computing_since = None;
                 self.parts.flow.handle_attended();
                 self.report.batches += 1;
                 self.report.rows += self.computing.len() as u64;
                 self.report.batch_sizes.add(self.computing.len());
+                for scored in scored {
+                    self.take_scored(scored);
+                }
                 for sampled in sampled {
                     self.take_sampled(sampled);
                 }
@@ -175,10 +179,12 @@ impl DataActor {
         for (group, places, _) in groups.iter() {
             if let Some(reason) = group.refused {
                 self.parts.exchange.handle_refused(id, group.dispatch, reason, now);
+                self.dispatches.handle_ended(group.dispatch, Some(report::name(reason)), now);
                 continue;
             }
             match self.parts.exchange.handle_return(id, group.dispatch, group.rows, now) {
                 Returned::Taken(slots) => {
+                    self.dispatches.handle_ended(group.dispatch, None, now);
                     let row_bytes = shape.back_row_bytes() as u32;
                     let first = header.table_bytes + places.start * row_bytes;
                     for (row, slot) in (0..).zip(slots).filter(|(_, slot)| **slot != NOWHERE) {
@@ -206,7 +212,9 @@ impl DataActor {
             None => tracing::info!(link = %id, "link drained"),
         }
         self.links.remove(&id);
-        self.parts.exchange.handle_link_ended(id, Instant::now());
+        let now = Instant::now();
+        self.parts.exchange.handle_link_ended(id, now);
+        self.dispatches.handle_link_ended(id, now);
         // The control plane may have gone already, when the program ends.
         let _ = self.observe.send(Observation::LinkEnded(id));
     }

@@ -88,7 +88,7 @@ impl LinkSeen {
     }
 }
 
-fn name(reason: Reason) -> &'static str {
+pub(super) fn name(reason: Reason) -> &'static str {
     match reason {
         Reason::NotHeld => "not_held",
         Reason::Stale => "stale",

@@ -6,9 +6,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use model::sampler::Logprobs;
 use tokio::sync::mpsc;
 
 pub use super::scheduler::{Priority, RequestId};
+use super::traced::{ChoiceTrace, Phases};
+use super::trunk::Sampled;
 use crate::generation::{FinishReason, Generation, Token};
 
 /// What becomes of a row whose expert has no holder.
@@ -46,6 +49,8 @@ pub enum Event {
     Cached(usize),
     /// What was computed since the last step went on without these. Said before the step that it bears on.
     Missing(Vec<Missing>),
+    /// How likely each token of the prompt but the first was, if that was asked for. Once, and before the first step.
+    Prompt(Vec<Logprobs>),
     /// The answer is complete.
     End(FinishReason),
     /// There will be none, or no more of it.
@@ -100,13 +105,16 @@ pub struct Submission {
     pub within_ms: u64,
     /// Who hears of it.
     pub events: mpsc::Sender<Event>,
+    /// The trace that it is a part of, if anybody wants one.
+    pub trace: Option<ChoiceTrace>,
 }
 
 impl Submission {
     /// How many events an answer of so many tokens may have: the room that its channel needs.
     pub fn events_max(tokens_max: usize) -> usize {
-        // A step for each token, and what it lacks; then text that was held back, what was found computed, and the end.
-        2 * tokens_max + 4
+        // A step for each token, and what it lacks; then text that was held back, what was found computed, how likely the
+        // prompt was, and the end.
+        2 * tokens_max + 5
     }
 }
 
@@ -120,6 +128,43 @@ pub(super) struct Request {
     pub(super) has_token: bool,
     /// What rows went on without, by layer and expert, that was not said yet.
     pub(super) missing: BTreeMap<(u32, u32), u64>,
+    /// What is known of its prompt, if that is wanted and was not told yet.
+    pub(super) scores: Option<Scores>,
+    /// What its trace is told of it.
+    pub(super) phases: Option<Phases>,
+}
+
+/// How likely the tokens of a prompt were, as that becomes known, and the token that waits for it.
+#[derive(Debug, Default)]
+pub(super) struct Scores {
+    known: Vec<Option<Logprobs>>,
+    missing: usize,
+    pub(super) first: Option<Sampled>,
+}
+
+impl Scores {
+    /// Nothing is known of a prompt of so many tokens.
+    pub(super) fn new(prompt_tokens: usize) -> Self {
+        let missing = prompt_tokens - 1;
+        Self { known: vec![None; missing], missing, first: None }
+    }
+
+    /// Of the token at a position, which is not the first.
+    pub(super) fn handle_scored(&mut self, position: u32, logprobs: Logprobs) {
+        let place = &mut self.known[position as usize - 1];
+        self.missing -= usize::from(place.is_none());
+        *place = Some(logprobs);
+    }
+
+    /// Whether all is known.
+    pub(super) fn is_whole(&self) -> bool {
+        self.missing == 0
+    }
+
+    /// All of it.
+    pub(super) fn into_logprobs(self) -> Vec<Logprobs> {
+        self.known.into_iter().flatten().collect()
+    }
 }
 
 impl Request {
@@ -130,6 +175,12 @@ impl Request {
             let missing = missing.map(|((layer, expert), rows)| Missing { layer, expert, rows });
             self.tell(Event::Missing(missing.collect()));
         }
+    }
+
+    /// Whether its prompt is to be looked at: before the first token.
+    pub(super) fn wants_scores(&self) -> bool {
+        let generation = &self.submission.generation;
+        generation.request().prompt_logprobs && generation.tokens().is_empty()
     }
 
     /// Tells the client. False: nobody listens any more.

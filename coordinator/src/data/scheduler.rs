@@ -314,7 +314,13 @@ impl Scheduler {
         }
         self.rows_free -= 1;
         self.sequences.handle_chunk(sequence, 1, true);
-        self.actions.push_back(Action::Chunk(Chunk { sequence, start, count: 1, samples: true }));
+        self.actions.push_back(Action::Chunk(Chunk {
+            sequence,
+            start,
+            count: 1,
+            samples: true,
+            is_scored: false,
+        }));
         true
     }
 
@@ -349,10 +355,11 @@ impl Scheduler {
             self.pages.handle_first_rows(sequence, of, self.requests.get(request).hashes());
         }
         let samples = count == left;
+        let is_scored = of.request.is_some_and(|request| self.requests.get(request).is_scored());
         self.passed = if is_first { 0 } else { self.passed + 1 };
         self.rows_free -= count as usize;
         self.sequences.handle_chunk(sequence, count, samples);
-        self.actions.push_back(Action::Chunk(Chunk { sequence, start, count, samples }));
+        self.actions.push_back(Action::Chunk(Chunk { sequence, start, count, samples, is_scored }));
         true
     }
 

@@ -14,7 +14,7 @@ use model::kernel::{RowType, RowsRef};
 use model::kv::{KvCache, Sequence, SharedPage};
 use model::pool::Pool;
 use model::rows::RowBuffer;
-use model::sampler::Sampling;
+use model::sampler::{self, Logprobs, Sampling, SamplingError};
 use model::share::share;
 use model::trunk::{RowValues, Trunk, Workspace, leave_out};
 use transport::buffer::{Payload, Pool as Buffers};
@@ -30,6 +30,10 @@ use crate::grammar::Grammar;
 /// How often the thread may be told something before it has heard the first of it: one batch, and the beginnings and ends of
 /// many sequences.
 const ORDERS_MAX: usize = 4096;
+
+/// Rows of prompts whose logits are there at once: of a vocabulary of 150,000 they take 20 MB, and the head's weights are read once
+/// for all of them.
+const SCORED_AT_ONCE: usize = 32;
 
 /// Why a block is there.
 const KEPT: &str = "the scheduler names blocks that are kept";
@@ -47,6 +51,8 @@ pub struct Begin {
     pub sampling: Sampling,
     /// Report so many alternatives with each token.
     pub logprobs: Option<usize>,
+    /// Report how likely each token of the prompt was, with so many alternatives.
+    pub prompt_logprobs: Option<usize>,
     /// Report the experts of each row that is sampled.
     pub experts: bool,
     /// The form that its answer keeps to.
@@ -122,6 +128,17 @@ pub struct Sampled {
     pub experts: Vec<u32>,
 }
 
+/// How likely a token of a prompt was.
+#[derive(Debug)]
+pub struct Scored {
+    /// Whose prompt.
+    pub sequence: SequenceId,
+    /// The token's position.
+    pub position: u32,
+    /// What the model thought of it, and of others.
+    pub logprobs: Result<Logprobs, SamplingError>,
+}
+
 /// What the thread answers.
 #[derive(Debug)]
 pub enum Answer {
@@ -140,6 +157,8 @@ pub enum Answer {
         work: Work,
         /// Tokens sampled in it.
         sampled: Vec<Sampled>,
+        /// Tokens of prompts that were looked at in it.
+        scored: Vec<Scored>,
     },
 }
 
@@ -202,6 +221,7 @@ struct State {
     tokens: Vec<u32>,
     sampling: Sampling,
     logprobs: Option<usize>,
+    prompt_logprobs: Option<usize>,
     guide: Option<Guided>,
 }
 
@@ -297,11 +317,12 @@ impl<A: FnMut(Answer)> Worker<A> {
     }
 
     fn begin(&mut self, begin: Begin) {
-        let Begin { sequence, prompt, tokens, sampling, logprobs, experts, grammar } = begin;
+        let Begin { sequence, prompt, tokens, sampling, logprobs, prompt_logprobs, experts, grammar } = begin;
         let place = &mut self.sequences[sequence.0 as usize];
         assert!(place.is_none(), "{sequence} has not left");
         let guide = grammar.map(|grammar| self.ahead.begin(&grammar, &tokens));
-        *place = Some(State { pages: Sequence::default(), prompt, tokens, sampling, logprobs, guide });
+        let pages = Sequence::default();
+        *place = Some(State { pages, prompt, tokens, sampling, logprobs, prompt_logprobs, guide });
         if experts {
             self.visited.insert(sequence, Vec::new());
         }
@@ -344,14 +365,18 @@ impl<A: FnMut(Answer)> Worker<A> {
         }
         drop(spans);
         self.sequences = sequences;
-        let sampled = match stage.out {
+        let (sampled, scored) = match stage.out {
             Some(_) => {
                 self.scatter(&batch.rows);
-                Vec::new()
+                (Vec::new(), Vec::new())
             }
-            None => self.sample(&batch.runs),
+            // Scores first: of a prompt they are there before its first token.
+            None => {
+                let scored = self.score(&batch.runs);
+                (self.sample(&batch.runs), scored)
+            }
         };
-        (self.answer)(Answer::Done { work: batch, sampled });
+        (self.answer)(Answer::Done { work: batch, sampled, scored });
     }
 
     /// Brings the residuals of the batch's rows together.
@@ -423,6 +448,43 @@ impl<A: FnMut(Answer)> Worker<A> {
                 visited.extend_from_slice(&choices.experts[last * choices.top_k..][..choices.top_k]);
             }
         }
+    }
+
+    /// How likely the next token was after each row of prompts whose sequences want to know, some rows at a time.
+    fn score(&mut self, runs: &[BatchRun]) -> Vec<Scored> {
+        let Self { sequences, trunk, pool, work, logits, .. } = self;
+        let mut rows = Vec::new();
+        for run in runs {
+            let state = sequences[run.sequence.0 as usize].as_ref().expect("it has not left");
+            let Some(count) = state.prompt_logprobs else { continue };
+            for (row, position) in (run.rows.start..run.rows.end).zip(run.start + 1..) {
+                if let Some(token) = state.prompt.get(position as usize) {
+                    rows.push((row as usize, run.sequence, position, *token, count));
+                }
+            }
+        }
+        let vocab = trunk.spec().vocab;
+        let mut scored = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(SCORED_AT_ONCE) {
+            let at: Vec<usize> = rows.iter().map(|(row, ..)| *row).collect();
+            trunk.logits(pool, work, &at, logits);
+            let likely: Vec<Mutex<Option<_>>> = rows.iter().map(|_| Mutex::new(None)).collect();
+            let items = rows.iter().zip(logits.chunks_exact(vocab)).zip(&likely);
+            share(pool, items, |((&(_, _, _, token, count), logits), to)| {
+                *to.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(sampler::logprobs(logits, token, count));
+            });
+            let likely =
+                likely.into_iter().map(|place| place.into_inner().unwrap_or_else(PoisonError::into_inner));
+            let likely = likely.map(|logprobs| logprobs.expect("every row was looked at"));
+            let whose = rows.iter().map(|&(_, sequence, position, ..)| (sequence, position));
+            scored.extend(whose.zip(likely).map(|((sequence, position), logprobs)| Scored {
+                sequence,
+                position,
+                logprobs,
+            }));
+        }
+        scored
     }
 
     fn sample(&mut self, runs: &[BatchRun]) -> Vec<Sampled> {

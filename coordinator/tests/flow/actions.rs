@@ -22,7 +22,7 @@ fn flow(stages: u32, forwarding: Forwarding) -> Flow {
 }
 
 fn chunk(sequence: SequenceId, start: u32, count: u32, samples: bool) -> Chunk {
-    Chunk { sequence, start, count, samples }
+    Chunk { sequence, start, count, samples, is_scored: false }
 }
 
 /// A batch in few words: stage, and of each run the sequence, first position, rows, and `*` if it samples.

@@ -41,7 +41,13 @@ fn tokens_when_all_stands(forwarding: Forwarding, held: Option<(u32, u64)>) -> V
     });
     let mut tokens = vec![0; SEQUENCES as usize];
     let decode = |flow: &mut Flow, sequence: u32, start: u32| {
-        flow.handle_chunk(Chunk { sequence: SequenceId(sequence), start, count: 1, samples: true });
+        flow.handle_chunk(Chunk {
+            sequence: SequenceId(sequence),
+            start,
+            count: 1,
+            samples: true,
+            is_scored: false,
+        });
     };
     (0..SEQUENCES).for_each(|sequence| decode(&mut flow, sequence, 0));
     // When, and which row is whole; no row: the trunk is done.

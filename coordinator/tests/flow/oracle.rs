@@ -19,6 +19,8 @@ struct Row {
     stage: u32,
     place: Place,
     samples: bool,
+    /// It comes to the head, whatever that has to do.
+    has_head: bool,
     visits: Vec<u32>,
     /// The step it is part of, if it entered in mode `Whole`.
     step: Option<u64>,
@@ -91,6 +93,7 @@ impl Oracle {
                 stage: 0,
                 place: Place::Door,
                 samples: chunk.samples && i + 1 == chunk.count,
+                has_head: chunk.is_scored || (chunk.samples && i + 1 == chunk.count),
                 visits: vec![0; self.settings.stages as usize],
                 step: None,
             };
@@ -222,7 +225,7 @@ impl Oracle {
         if !self.leaving.contains(&key.0) {
             (row.stage, row.place) = (row.stage + 1, Place::Door);
         }
-        let ends_here = row.stage == head && !self.settings.head_has_layers && !row.samples;
+        let ends_here = row.stage == head && !self.settings.head_has_layers && !row.has_head;
         if ends_here || self.leaving.contains(&key.0) {
             self.gone(key);
         }
@@ -241,7 +244,7 @@ impl Oracle {
         let row = self.rows.remove(&key).unwrap();
         if !self.leaving.contains(&key.0) {
             self.passed += 1;
-            let skips_head = !self.settings.head_has_layers && !row.samples;
+            let skips_head = !self.settings.head_has_layers && !row.has_head;
             for (stage, &visits) in row.visits.iter().enumerate() {
                 let skipped = skips_head && stage + 1 == row.visits.len();
                 assert_eq!(visits, u32::from(!skipped), "a row passes every stage once");

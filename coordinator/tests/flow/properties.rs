@@ -8,7 +8,7 @@ use super::oracle::Oracle;
 
 #[derive(Debug, Clone, Copy)]
 enum Event {
-    Chunk { sequence: u32, start: u32, count: u32, samples: bool },
+    Chunk { sequence: u32, start: u32, count: u32, samples: bool, is_scored: bool },
     Poll,
     Attended,
     Whole { nth: usize },
@@ -19,8 +19,10 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        8 => (0..6_u32, 0..200_u32, 1..7_u32, any::<bool>())
-            .prop_map(|(sequence, start, count, samples)| Event::Chunk { sequence, start, count, samples }),
+        8 => (0..6_u32, 0..200_u32, 1..7_u32, any::<bool>(), any::<bool>()).prop_map(|chunk| {
+            let (sequence, start, count, samples, is_scored) = chunk;
+            Event::Chunk { sequence, start, count, samples, is_scored }
+        }),
         16 => Just(Event::Poll),
         16 => Just(Event::Attended),
         40 => any::<usize>().prop_map(|nth| Event::Whole { nth }),
@@ -67,12 +69,12 @@ impl Pair {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Chunk { sequence, start, count, samples } => {
+            Event::Chunk { sequence, start, count, samples, is_scored } => {
                 let sequence = SequenceId(sequence);
                 let count = count.min(self.flow.rows_free() as u32);
                 if count > 0 && !self.oracle.is_leaving(sequence) {
                     let start = self.oracle.next(sequence).unwrap_or(start);
-                    let chunk = Chunk { sequence, start, count, samples };
+                    let chunk = Chunk { sequence, start, count, samples, is_scored };
                     self.flow.handle_chunk(chunk);
                     self.oracle.chunk(chunk);
                 }
@@ -188,14 +190,20 @@ fn a_crowd_does_not_keep_a_door_waiting_for_ever() {
     // Three crowds at different doors, so that one of them can always go: the lone row would never be the most.
     for crowd in 0..3 {
         for i in 0..5 {
-            pair.handle(Event::Chunk { sequence: crowd * 5 + i, start: 0, count: 1, samples: true });
+            pair.handle(Event::Chunk {
+                sequence: crowd * 5 + i,
+                start: 0,
+                count: 1,
+                samples: true,
+                is_scored: false,
+            });
         }
         if crowd < 2 {
             assert!(pair.poll());
             pair.handle(Event::Attended);
         }
     }
-    pair.handle(Event::Chunk { sequence: 15, start: 0, count: 1, samples: true });
+    pair.handle(Event::Chunk { sequence: 15, start: 0, count: 1, samples: true, is_scored: false });
     let mut lone_waited = 0;
     for _ in 0..200 {
         while !pair.oracle.out().is_empty() {
@@ -206,7 +214,7 @@ fn a_crowd_does_not_keep_a_door_waiting_for_ever() {
         pair.handle(Event::Attended);
         for sequence in 0..16 {
             if !pair.oracle.has_rows(SequenceId(sequence)) {
-                pair.handle(Event::Chunk { sequence, start: 0, count: 1, samples: true });
+                pair.handle(Event::Chunk { sequence, start: 0, count: 1, samples: true, is_scored: false });
             }
         }
     }

@@ -187,7 +187,13 @@ impl Simulation {
     fn decode(&mut self, sequence: u32) {
         let start = self.next[sequence as usize];
         self.next[sequence as usize] += 1;
-        self.flow.handle_chunk(Chunk { sequence: SequenceId(sequence), start, count: 1, samples: true });
+        self.flow.handle_chunk(Chunk {
+            sequence: SequenceId(sequence),
+            start,
+            count: 1,
+            samples: true,
+            is_scored: false,
+        });
     }
 
     fn prompt_chunk(&mut self) {
@@ -195,7 +201,13 @@ impl Simulation {
         let start = self.next[sequence as usize];
         self.next[sequence as usize] += CHUNK;
         // Its last row is sampled only to be told that the chunk has passed.
-        self.flow.handle_chunk(Chunk { sequence: SequenceId(sequence), start, count: CHUNK, samples: true });
+        self.flow.handle_chunk(Chunk {
+            sequence: SequenceId(sequence),
+            start,
+            count: CHUNK,
+            samples: true,
+            is_scored: false,
+        });
     }
 
     fn start(&mut self) {

@@ -22,7 +22,15 @@ fn settings(pages: u32) -> SchedulerSettings {
 
 fn asked(id: u64, prompt: &[u32]) -> Asked<'_> {
     let priority = Priority::default();
-    Asked { request: RequestId(id), prompt, tokens: &[], tokens_max: 1_000, priority, goes_alone: false }
+    Asked {
+        request: RequestId(id),
+        prompt,
+        tokens: &[],
+        tokens_max: 1_000,
+        priority,
+        goes_alone: false,
+        is_scored: false,
+    }
 }
 
 fn ask(scheduler: &mut Scheduler, id: u64, prompt: &[u32], priority: i64) -> Result<(), Refused> {
@@ -38,8 +46,9 @@ fn request(scheduler: &mut Scheduler, id: u64, prompt_tokens: u32) {
 fn told(action: Action) -> String {
     match action {
         Action::Begin { request, sequence } => format!("begin {} as {}", request.0, sequence.0),
-        Action::Chunk(Chunk { sequence, start, count, samples }) => {
-            format!("{}@{start}+{count}{}", sequence.0, if samples { "*" } else { "" })
+        Action::Chunk(Chunk { sequence, start, count, samples, is_scored }) => {
+            let scored = if is_scored { "?" } else { "" };
+            format!("{}@{start}+{count}{scored}{}", sequence.0, if samples { "*" } else { "" })
         }
         Action::Preempt { sequence } => format!("preempt {}", sequence.0),
         Action::Full { request } => format!("full {}", request.0),
@@ -90,6 +99,40 @@ fn a_request_goes_from_chunks_to_tokens() {
     assert_eq!(scheduler.pages_free(), 6, "its last row has not left");
     scheduler.handle_left(SequenceId(0));
     assert_eq!((actions(&mut scheduler).as_str(), scheduler.pages_free()), ("release 0", 10));
+}
+
+/// Whoever wants to know how likely a prompt was takes nothing of it from others, gives to them what it computed, and once it has a
+/// token is like anybody.
+#[test]
+fn a_prompt_that_is_scored_is_computed() {
+    let mut scheduler = Scheduler::new(SchedulerSettings { prefix_cache: true, ..settings(12) });
+    let prompt: Vec<u32> = (0..130).collect();
+    let ask = |scheduler: &mut Scheduler, id: u64, is_scored: bool| {
+        let (priority, request) = (Priority::default(), RequestId(id));
+        let asked = Asked {
+            request,
+            prompt: &prompt,
+            tokens: &[],
+            tokens_max: 9,
+            priority,
+            goes_alone: false,
+            is_scored,
+        };
+        scheduler.handle_request(asked).unwrap();
+        actions(scheduler)
+    };
+    let end = |scheduler: &mut Scheduler| {
+        scheduler.handle_finished(SequenceId(0));
+        scheduler.handle_left(SequenceId(0));
+        scheduler.handle_rows_free(300);
+        actions(scheduler)
+    };
+    assert_eq!(ask(&mut scheduler, 1, true), "begin 1 as 0, 0@0+100?, 0@100+30?*");
+    assert_eq!(end(&mut scheduler), "0.0 is A, 0.1 is B, leave 0, release 0");
+    assert_eq!(ask(&mut scheduler, 2, true), "begin 2 as 0, 0@0+100?, 0@100+30?*");
+    assert_eq!(token(&mut scheduler, 0), "0.0 was A, 0.1 was B, 0@130+1*");
+    assert_eq!(end(&mut scheduler), "leave 0, release 0");
+    assert_eq!(ask(&mut scheduler, 3, false), "begin 3 as 0, 0 has A, 0 has B, 0@128+2*");
 }
 
 /// A row in flight is a place taken: nothing enters beyond them, and a chunk waits until all of it can.

@@ -8,7 +8,7 @@ use super::world::{End, World};
 
 #[derive(Debug, Clone, Copy)]
 enum Event {
-    Request { prompt: u32, tokens_max: u32, text: u32, priority: i64 },
+    Request { prompt: u32, tokens_max: u32, text: u32, priority: i64, is_scored: bool },
     Cancel { ago: u64 },
     Fail { ago: u64 },
     Lack { ago: u64 },
@@ -19,8 +19,10 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     let length = prop_oneof![3 => 1..80_u32, 1 => 60..400_u32];
     prop_oneof![
-        2 => (length, 1..150_u32, 0..3_u32, -3..=3_i64).prop_map(|(prompt, tokens_max, text, priority)| {
-            Event::Request { prompt, tokens_max, text, priority: if text == 0 { 0 } else { priority } }
+        2 => (length, 1..150_u32, 0..3_u32, -3..=3_i64, prop::bool::weighted(0.3)).prop_map(|request| {
+            let (prompt, tokens_max, text, priority, is_scored) = request;
+            let priority = if text == 0 { 0 } else { priority };
+            Event::Request { prompt, tokens_max, text, priority, is_scored }
         }),
         1 => (0..9_u64).prop_map(|ago| Event::Cancel { ago }),
         1 => (0..9_u64).prop_map(|ago| Event::Fail { ago }),
@@ -84,8 +86,8 @@ proptest! {
         let mut asked = 0_u64;
         for event in events {
             match event {
-                Event::Request { prompt, tokens_max, text, priority } => {
-                    world.request(asked, prompt, tokens_max, text, priority);
+                Event::Request { prompt, tokens_max, text, priority, is_scored } => {
+                    world.request(asked, prompt, tokens_max, text, priority, is_scored);
                     asked += 1;
                 }
                 Event::Fail { ago } => world.fail(asked.saturating_sub(ago)),
@@ -127,7 +129,7 @@ fn crowded_sequences_all_finish() {
     let mut rows_at_least = 0;
     for id in 0..40 {
         let (prompt, tokens_max) = (10 + 3 * id as u32, 300);
-        world.request(id, prompt, tokens_max, 0, 0);
+        world.request(id, prompt, tokens_max, 0, 0, false);
         rows_at_least += u64::from(2 * (prompt + tokens_max - 1) + 300);
     }
     drain(&mut world);
@@ -163,7 +165,7 @@ fn crowded_sequences_share_what_they_have_in_common() {
         let scheduler = SchedulerSettings { prefix_cache, ..scheduler.clone() };
         let mut world = World::new(flow.clone(), scheduler, true);
         for id in 0..40 {
-            world.request(id, 200 + id as u32, 130, id as u32 % 2, 0);
+            world.request(id, 200 + id as u32, 130, id as u32 % 2, 0, false);
         }
         drain(&mut world);
         assert!(world.ends.values().all(|&end| end == End::Finished) && world.ends.len() == 40);

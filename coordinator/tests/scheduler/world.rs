@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use phalanx_coordinator::data::flow::{Chunk, Flow, FlowSettings};
+use phalanx_coordinator::data::flow::{BatchRun, Chunk, Flow, FlowSettings};
 use phalanx_coordinator::data::ids::{BlockId, RowId, SequenceId};
 use phalanx_coordinator::data::scheduler::{
     Action, Asked, OVERTAKEN_MAX, Priority, RequestId, Scheduler, SchedulerSettings,
@@ -21,6 +21,8 @@ struct Request {
     /// Of which text it is the beginning, answer and all.
     text: u32,
     priority: Priority,
+    /// Every row of its prompt comes to the head before its first token counts.
+    is_scored: bool,
     /// How many began before it that came later.
     overtaken: u64,
     sequence: Option<SequenceId>,
@@ -41,6 +43,10 @@ struct Sequence {
     pages: Vec<usize>,
     /// So many of these it has found.
     found: usize,
+    /// Positions that were at the head.
+    scored: BTreeSet<u32>,
+    /// The first token is there, and waits for them.
+    has_first: bool,
 }
 
 /// What a page holds.
@@ -143,7 +149,15 @@ impl World {
         assert!(self.settings.prefix_cache || self.blocks.is_empty());
     }
 
-    pub(crate) fn request(&mut self, id: u64, prompt: u32, tokens_max: u32, text: u32, priority: i64) {
+    pub(crate) fn request(
+        &mut self,
+        id: u64,
+        prompt: u32,
+        tokens_max: u32,
+        text: u32,
+        priority: i64,
+        is_scored: bool,
+    ) {
         let (id, priority) = (RequestId(id), Priority::new(priority).unwrap());
         let waiting = self.requests.values().filter(|request| !self.runs(request)).count();
         let fits = pages(prompt) <= self.settings.pages && waiting < self.settings.queue_max as usize;
@@ -154,6 +168,7 @@ impl World {
             tokens_max,
             priority,
             goes_alone: id.0 % 5 == 0,
+            is_scored,
         };
         assert_eq!(self.scheduler.handle_request(asked).is_ok(), fits);
         if fits {
@@ -163,6 +178,7 @@ impl World {
                 tokens_max,
                 text,
                 priority,
+                is_scored,
                 overtaken: 0,
                 sequence: None,
                 lacks: false,
@@ -234,10 +250,30 @@ impl World {
         self.flow.handle_attended();
         self.out.extend(batch.rows.iter().filter(|&&row| self.flow.is_out(row)));
         if batch.stage + 1 == self.stages {
-            batch.runs.iter().filter(|run| run.samples).for_each(|run| self.token(run.sequence));
+            batch.runs.iter().for_each(|run| self.head(run));
         }
         self.carry_out();
         true
+    }
+
+    /// Rows are at the head.
+    fn head(&mut self, run: &BatchRun) {
+        let Some(of) = self.sequences.get_mut(&run.sequence) else { return };
+        let request =
+            self.requests.get(&of.request).filter(|request| request.is_scored && request.tokens == 0);
+        let Some(prompt) = request.map(|request| request.prompt) else {
+            if run.samples {
+                self.token(run.sequence);
+            }
+            return;
+        };
+        for position in run.start..run.start + (run.rows.end - run.rows.start) {
+            assert!(of.scored.insert(position), "{position} of {} is at the head once", run.sequence);
+        }
+        of.has_first |= run.samples;
+        if of.has_first && of.scored.len() == prompt as usize {
+            self.token(run.sequence);
+        }
     }
 
     /// The last layers of a position are computed, in its sequence's page.
@@ -359,6 +395,8 @@ impl World {
             has_rows: false,
             pages: Vec::new(),
             found: 0,
+            scored: BTreeSet::new(),
+            has_first: false,
         };
         assert!(self.sequences.insert(sequence, begun).is_none(), "the place is free");
         assert!(self.sequences.len() <= self.settings.sequences_max as usize);
@@ -387,6 +425,8 @@ impl World {
         let index = self.sequences[&sequence].pages.len();
         let page = self.block(sequence, index, block);
         let of = self.sequences.get_mut(&sequence).unwrap();
+        let request = &self.requests[&of.request];
+        assert!(!request.is_scored || request.tokens > 0, "what is scored is computed");
         assert!(!of.has_rows && of.length as usize == index * PAGE as usize, "a beginning is shared");
         of.pages.push(page);
         of.length += PAGE;
@@ -419,9 +459,10 @@ impl World {
     }
 
     fn chunk(&mut self, chunk: Chunk) {
-        let Chunk { sequence, start, count, samples } = chunk;
+        let Chunk { sequence, start, count, samples, is_scored } = chunk;
         let is_prompt = {
             let request = &self.requests[&self.sequences[&sequence].request];
+            assert_eq!(is_scored, request.is_scored && request.tokens == 0, "prompts are, once");
             start + 1 < request.prompt + request.tokens || request.tokens == 0
         };
         if is_prompt {

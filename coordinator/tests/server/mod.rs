@@ -21,7 +21,7 @@ use model::kv::{KvCache, Sequence};
 use model::load::{Loaded, Opened, Progress, Request, load};
 use model::plain::{Observe, Run, step};
 use model::pool::Pool;
-use model::sampler::{Sampling, choose};
+use model::sampler::{Logprobs, Sampling, choose, logprobs};
 use model::text::ChatTemplate;
 use model::trunk::{Trunk, Workspace};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -92,6 +92,28 @@ impl Plain {
         let logits = logits.chunks(logits.len() / rows.len()).map(<[f32]>::to_vec).collect();
         (logits, visited.experts)
     }
+
+    /// How likely each id was after those before it, but the first: computed one row after the other.
+    fn scored(&mut self, ids: &[u32], count: usize) -> Vec<Logprobs> {
+        let mut sequence = Sequence::default();
+        let scored = ids.windows(2).map(|pair| {
+            let logits = self.step(&mut [Run { sequence: &mut sequence, tokens: &pair[..1] }]).remove(0);
+            logprobs(&logits, pair[1], count).unwrap()
+        });
+        let scored = scored.collect();
+        self.cache.release(sequence);
+        scored
+    }
+}
+
+/// How likely the ids of a prompt were but the first: the oracle, alone and without any server.
+pub(crate) fn scored(ids: &[u32], count: usize) -> Vec<Logprobs> {
+    oracle().lock().unwrap().scored(ids, count)
+}
+
+fn oracle() -> &'static Mutex<Plain> {
+    static PLAIN: OnceLock<Mutex<Plain>> = OnceLock::new();
+    PLAIN.get_or_init(|| Mutex::new(Plain::new(&demo())))
 }
 
 /// What the last row of each run chose.
@@ -115,8 +137,7 @@ pub(crate) fn encode(text: &str) -> Vec<u32> {
 
 /// Ids of a prompt and of its likeliest answer: the oracle, alone and without any server.
 pub(crate) fn greedy(prompt: &str, count: usize) -> (Vec<u32>, Vec<u32>) {
-    static PLAIN: OnceLock<Mutex<Plain>> = OnceLock::new();
-    let mut plain = PLAIN.get_or_init(|| Mutex::new(Plain::new(&demo()))).lock().unwrap();
+    let mut plain = oracle().lock().unwrap();
     let prompt = encode(prompt);
     let (mut sequence, mut tokens, mut next) = (Sequence::default(), Vec::new(), prompt.clone());
     for _ in 0..count {
@@ -254,6 +275,13 @@ fn compute(shared: &Shared, dir: &Path) {
         if tokens.is_empty() {
             std::thread::sleep(Duration::from_millis(1));
             continue;
+        }
+        for run in running.iter().filter(|run| run.sequence.is_empty() && !is_held(run)) {
+            let request = run.submission.generation.request();
+            if request.prompt_logprobs && run.submission.generation.tokens().is_empty() {
+                let scored = plain.scored(&request.prompt, request.logprobs.unwrap());
+                let _ = run.submission.events.try_send(Event::Prompt(scored));
+            }
         }
         let moving = running.iter_mut().filter(|run| !is_held(run));
         let mut runs: Vec<Run<'_>> =

@@ -169,6 +169,7 @@ async fn submit(
         tokens_max: count,
         end_ids: Vec::new(),
         logprobs: None,
+        prompt_logprobs: false,
         experts: false,
         grammar: None,
     };

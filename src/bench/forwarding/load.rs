@@ -187,6 +187,7 @@ impl Client {
             tokens_max,
             end_ids: Vec::new(),
             logprobs: None,
+            prompt_logprobs: false,
             experts: false,
             grammar: None,
         })

@@ -3,6 +3,7 @@
 //! It is a process of its own, or one that runs somewhere. Where it is our own the same model decodes in this process
 //! by turns, without a cluster and without HTTP, so that what serving costs is a ratio of one run.
 
+mod idle;
 mod load;
 mod server;
 
@@ -15,6 +16,7 @@ use clap::Args;
 use node::host::Host;
 use serde_json::{Value, json};
 
+use self::idle::Idle;
 use self::load::{Form, Outcome};
 use self::server::Server;
 use super::cluster::Contender;
@@ -45,6 +47,7 @@ const SHORT_PROMPTS: usize = 20;
 ///   phalanx bench serve
 ///   phalanx bench serve --concurrency 64 --rate 1,2,4 --ttft-max 2s --tpot-max 300ms
 ///   phalanx bench serve --cluster http://127.0.0.1:8080 --json
+///   phalanx bench serve --idle-streams 1000
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Serve {
@@ -102,6 +105,10 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "N")]
     prefix: Option<usize>,
 
+    /// Measure instead what so many streams cost in memory that wait for their turn, or that nobody reads.
+    #[arg(long, value_name = "N", conflicts_with = "cluster", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    idle_streams: Option<u32>,
+
     /// Most memory for keys and values, of both.
     #[arg(long, value_name = "BYTES", default_value = "2G", value_parser = size)]
     kv_memory: u64,
@@ -144,6 +151,9 @@ impl Serve {
         }
         leftover::watch()?;
         let scratch = Scratch::create()?;
+        if let Some(streams) = self.idle_streams {
+            return self.idle(&scratch, streams as usize);
+        }
         let (server, mut alone, vocab) = self.contenders(&scratch)?;
         let url = match (&server, &self.cluster) {
             (Some(server), _) => &server.url,
@@ -215,23 +225,44 @@ impl Serve {
         check(&figures)
     }
 
+    /// What idle streams cost.
+    fn idle(&self, scratch: &Scratch, streams: usize) -> Result<(), Failure> {
+        settings::descriptors::raise();
+        let folder = self.folder(scratch)?;
+        let vocab = open(Some(&folder))?.spec.vocab;
+        let server = Server::start(&folder, &self.compute, idle::KV_MEMORY)?;
+        let remote = Rc::new(Remote::new(&server.url, &self.access)?);
+        remote.wait_until_served(LOADING_MAX)?;
+        let form = Form { prompt: self.prompt, answer: self.answer, vocab };
+        let idle = Idle::measure(&server, &remote, form, streams)?;
+        match self.json {
+            true => show(&format!("{:#}\n", json!({ "cpu": Host::read().cpu, "idle_streams": idle.json() }))),
+            false => show(&idle.line()),
+        }
+    }
+
     /// The server, the model in this process, and how many ids there are.
     fn contenders(&self, scratch: &Scratch) -> Result<(Option<Server>, Option<Session>, usize), Failure> {
         if self.cluster.is_some() {
             return Ok((None, None, VOCAB_MIN));
         }
-        let folder = match &self.model {
-            Some(folder) => folder.clone(),
-            None => {
-                let folder = scratch.path().join("model");
-                checkpoint::write(&folder, &self.shape, 2 << 30)?;
-                folder
-            }
-        };
+        let folder = self.folder(scratch)?;
         let opened = Arc::new(open(Some(&folder))?);
         let vocab = opened.spec.vocab;
         let alone = Session::load_opened(&opened, &self.compute, self.kv_memory)?;
         Ok((Some(Server::start(&folder, &self.compute, self.kv_memory)?), Some(alone), vocab))
+    }
+
+    /// The checkpoint that is served.
+    fn folder(&self, scratch: &Scratch) -> Result<PathBuf, Failure> {
+        match &self.model {
+            Some(folder) => Ok(folder.clone()),
+            None => {
+                let folder = scratch.path().join("model");
+                checkpoint::write(&folder, &self.shape, 2 << 30)?;
+                Ok(folder)
+            }
+        }
     }
 
     /// Tokens per second of the same model without a server.

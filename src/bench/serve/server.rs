@@ -55,6 +55,12 @@ impl Server {
         Ok(Self { child, url })
     }
 
+    /// Bytes that it holds in memory.
+    pub(super) fn resident(&self) -> Result<u64, Failure> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        resident_of(&status).ok_or_else(|| "this system does not say how much memory a process holds".into())
+    }
+
     /// Seconds of processor that each of its threads has used, by name.
     pub(super) fn cpu(&self) -> BTreeMap<String, f64> {
         let mut used = BTreeMap::new();
@@ -68,6 +74,12 @@ impl Server {
         }
         used
     }
+}
+
+/// Bytes in memory, of a process's `status`.
+fn resident_of(status: &str) -> Option<u64> {
+    let told = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(told.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
 }
 
 /// A thread's name and the processor time that it has used, of its `stat`.
@@ -87,6 +99,14 @@ impl Drop for Server {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_process_holds_is_read() {
+        assert_eq!(resident_of("Name:\tx\nVmRSS:\t   12 kB\nRssAnon: 3 kB\n"), Some(12 << 10));
+        assert_eq!(resident_of("VmRSS: much"), None);
+        let own = std::fs::read_to_string("/proc/self/status").expect("Linux");
+        assert!(resident_of(&own).is_some_and(|bytes| bytes > 1 << 20));
+    }
 
     #[test]
     fn a_threads_name_may_be_anything() {

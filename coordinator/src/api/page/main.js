@@ -100,6 +100,7 @@ function takePulse(pulse) {
   const tokens = more("tokens") / elapsed;
   get("tokens").textContent = count(tokens);
   showLinks(pulse.links, before.pulse.links, elapsed);
+  showTrips(pulse.round_trips);
   const oldest = pulses[0].pulse.latency;
   const percentiles = (of) => {
     const counts = latency[of].counts.map((counted, bucket) => counted - oldest[of].counts[bucket]);
@@ -140,9 +141,17 @@ function showLinks(links, before, elapsed) {
     // One that was opened anew counts from nothing.
     if (!row || !was || link.bytes < was.bytes) continue;
     const returned = link.returned - was.returned;
-    const [took, traffic] = [row.cells[5], row.cells[6]];
+    const [took, traffic] = [row.cells[6], row.cells[7]];
     if (returned > 0) took.textContent = seconds((link.service_us - was.service_us) / returned / 1e6);
     traffic.textContent = `${bytes((link.bytes - was.bytes) / elapsed)}/s`;
+  }
+}
+
+// How long a message takes to a node and back.
+function showTrips(trips) {
+  for (const { node, round_trip_us } of trips) {
+    const row = document.querySelector(`#nodes tr[data-node="${node}"]`);
+    if (row) row.cells[5].textContent = seconds(round_trip_us / 1e6);
   }
 }
 
@@ -163,7 +172,7 @@ function showNodes(nodes) {
     row.append(
       cell(node.name), cell(node.state, state), cell(node.devices.length, "n"), cell(sum("actors"), "n"),
       cell(`${bytes(sum("used_bytes"))} of ${bytes(sum("memory_bytes"))}`, "n"),
-      cell("–", "n"), cell("–", "n"),
+      cell("–", "n"), cell("–", "n"), cell("–", "n"),
     );
     row.dataset.node = node.node;
     row.addEventListener("pointerenter", () => formation.holdNode(node.node));
@@ -173,7 +182,7 @@ function showNodes(nodes) {
   if (nodes.length > NODES_MAX) {
     const row = document.createElement("tr");
     const rest = cell(`and ${nodes.length - NODES_MAX} nodes more`);
-    rest.colSpan = 7;
+    rest.colSpan = 8;
     row.append(rest);
     rows.push(row);
   }

@@ -1,13 +1,8 @@
 //! Calls in the manner of Qwen3-Coder: `<function=name>` and, for each argument, `<parameter=name>`, the bare value and
 //! `</parameter>`.
-//!
-//! What a bare value is, the function's parameters say: text where they want a string, else JSON, if it is any.
-
-use std::collections::HashMap;
-
-use serde_json::Value;
 
 use super::asked::Function;
+use super::bare::Bare;
 use super::hermes::{CLOSE, OPEN};
 use super::parts::Parts;
 use super::tags::{Piece, Tags};
@@ -23,10 +18,7 @@ pub(super) const TAGS: [&str; 6] = [OPEN, CLOSE, FUNCTION, FUNCTION_END, PARAMET
 pub(super) struct Coder {
     tags: Tags,
     state: State,
-    /// Parameters that are strings, by function.
-    strings: HashMap<String, Vec<String>>,
-    function: String,
-    parameters_count: usize,
+    bare: Bare,
 }
 
 #[derive(Debug)]
@@ -44,19 +36,7 @@ enum State {
 
 impl Coder {
     pub(super) fn new(functions: &[Function]) -> Self {
-        let strings = |function: &Function| {
-            let properties = function.parameters["properties"].as_object();
-            let is_string = |schema: &Value| is_string(schema);
-            let names = properties.into_iter().flatten().filter(|(_, schema)| is_string(schema));
-            (function.name.clone(), names.map(|(name, _)| name.clone()).collect())
-        };
-        Self {
-            tags: Tags::new(&TAGS),
-            state: State::Content,
-            strings: functions.iter().map(strings).collect(),
-            function: String::new(),
-            parameters_count: 0,
-        }
+        Self { tags: Tags::new(&TAGS), state: State::Content, bare: Bare::new(functions) }
     }
 
     pub(super) fn push(&mut self, char: char, parts: &mut Parts) {
@@ -79,15 +59,14 @@ impl Coder {
             (Piece::Tag(0), State::Content) => self.state = State::Call,
             (Piece::Tag(2), State::Content | State::Call) => self.state = State::Function(String::new()),
             (Piece::Tag(1), State::Call) => self.state = State::Content,
-            (Piece::Tag(3), State::Call) => {
-                parts.arguments_text(if self.parameters_count == 0 { "{}" } else { "}" });
-                self.parameters_count = 0;
-            }
+            (Piece::Tag(3), State::Call) => self.bare.end(parts),
             (Piece::Tag(4), State::Call) => self.state = State::Parameter(String::new()),
             (Piece::Tag(5), State::Value { name, text }) => {
                 let name = std::mem::take(name);
                 let text = std::mem::take(text);
-                self.argument(&name, &text, parts);
+                // A line end on each side belongs to the tags.
+                let text = text.strip_prefix('\n').unwrap_or(&text);
+                self.bare.argument(&name, text.strip_suffix('\n').unwrap_or(text), parts);
                 self.state = State::Call;
             }
             (Piece::Tag(tag), State::Value { text, .. }) => text.push_str(TAGS[tag]),
@@ -96,10 +75,9 @@ impl Coder {
             (Piece::Text(char), State::Content) => parts.content(char),
             (Piece::Text(_), State::Call) => {}
             (Piece::Text('>'), State::Function(name)) => {
-                self.function = std::mem::take(name);
+                let name = std::mem::take(name);
+                self.bare.begin(name, parts);
                 self.state = State::Call;
-                self.parameters_count = 0;
-                parts.call(&self.function);
             }
             (Piece::Text('>'), State::Parameter(name)) => {
                 self.state = State::Value { name: std::mem::take(name), text: String::new() };
@@ -107,26 +85,5 @@ impl Coder {
             (Piece::Text(char), State::Function(name) | State::Parameter(name)) => name.push(char),
             (Piece::Text(char), State::Value { text, .. }) => text.push(char),
         }
-    }
-
-    /// An argument is known.
-    fn argument(&mut self, name: &str, text: &str, parts: &mut Parts) {
-        // A line end on each side belongs to the tags.
-        let text = text.strip_prefix('\n').unwrap_or(text);
-        let text = text.strip_suffix('\n').unwrap_or(text);
-        let is_string = self.strings.get(&self.function).is_some_and(|names| names.iter().any(|n| n == name));
-        let json = || serde_json::from_str::<Value>(text).ok().filter(|_| !is_string);
-        let value = json().map_or_else(|| Value::from(text).to_string(), |_| text.trim().to_owned());
-        let before = if self.parameters_count == 0 { "{" } else { ", " };
-        parts.arguments_text(&format!("{before}{}: {value}", Value::from(name)));
-        self.parameters_count += 1;
-    }
-}
-
-/// Whether a schema wants text and nothing else.
-pub(super) fn is_string(schema: &Value) -> bool {
-    match &schema["type"] {
-        Value::String(kind) => kind == "string",
-        _ => schema["enum"].as_array().is_some_and(|some| some.iter().all(Value::is_string)),
     }
 }

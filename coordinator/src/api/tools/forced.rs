@@ -8,8 +8,8 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::asked::{Choice, Function, Offer};
-use super::coder::{self, is_string};
-use super::{Format, deepseek, harmony, hermes, mistral, thoughts};
+use super::bare::is_string;
+use super::{Format, coder, deepseek, glm, harmony, hermes, mistral, thoughts};
 use crate::grammar::{self, Form, GrammarError, json_rule};
 
 /// What an answer has to be.
@@ -42,6 +42,8 @@ impl Shape<'_> {
     /// The form of the whole answer; `tag` is what stands for a tag in a grammar.
     pub(in crate::api) fn whole(&self, tag: &dyn Fn(&str) -> String) -> Result<Form, GrammarError> {
         let is_harmony = self.format == Some(Format::Harmony);
+        let is_llama = self.format == Some(Format::Llama);
+        let is_free_to_say = |offer: Option<&Offer>| offer.is_some_and(|offer| offer.choice == Choice::Auto);
         if let (Some(form), None, None, false) = (self.form, self.offer, self.thoughts, is_harmony) {
             return Ok(form.clone());
         }
@@ -53,7 +55,9 @@ impl Shape<'_> {
                 Some("content".to_owned())
             }
             Some(Form::Lark(_)) => unreachable!("clients give schemas"),
-            None if self.offer.is_some_and(|offer| offer.choice == Choice::Auto) => Some("TEXT".to_owned()),
+            // What begins like a call is one.
+            None if is_free_to_say(self.offer) && is_llama => Some("PLAIN".to_owned()),
+            None if is_free_to_say(self.offer) => Some("TEXT".to_owned()),
             None => None,
         };
         let content = match (content, is_harmony) {
@@ -70,7 +74,7 @@ impl Shape<'_> {
         let start = match (content, calls) {
             // A model may say what it is about to call; a form leaves no room for that.
             (_, Some(calls)) if self.is_forced() => format!("{before} {calls}"),
-            (Some(content), Some(calls)) if self.form.is_none() && !is_harmony => {
+            (Some(content), Some(calls)) if self.form.is_none() && !is_harmony && !is_llama => {
                 format!("{before} ({content})? {calls} | {before} {content}")
             }
             (Some(content), Some(calls)) => format!("{before} {calls} | {before} {content}"),
@@ -79,6 +83,9 @@ impl Shape<'_> {
         };
         rules.rule("start", &start);
         rules.text.push_str("TEXT: /(.|\\n)+/\n");
+        if is_llama {
+            rules.text.push_str("PLAIN: /[^{\\s](.|\\n)*/\n");
+        }
         Ok(Form::Lark(rules.text))
     }
 }
@@ -126,7 +133,7 @@ impl Rules<'_> {
         for (index, function) in offer.functions.iter().enumerate() {
             let arguments = format!("arguments_{index}");
             match format {
-                Format::Coder => self.parameters(&arguments, function)?,
+                Format::Coder | Format::Glm => self.parameters(format, &arguments, function)?,
                 _ => {
                     let schema = json_rule(function.parameters.clone())?;
                     self.rule(&arguments, &schema);
@@ -142,7 +149,9 @@ impl Rules<'_> {
             false => "call".into(),
         };
         let calls = match format {
-            Format::Hermes | Format::Coder => many("\"\\n\""),
+            Format::Hermes | Format::Coder | Format::Glm => many("\"\\n\""),
+            // Its templates take one call of an answer and no more.
+            Format::Llama => "call".into(),
             Format::Mistral { named: false } => {
                 format!("{} \"[\" {} \"]\"", self.tag(mistral::CALLS), many("\", \""))
             }
@@ -162,7 +171,8 @@ impl Rules<'_> {
     fn call(&self, format: Format, name: &str, arguments: &str) -> String {
         // Names have neither quotes nor line ends.
         let object = |before: &str, after: &str| {
-            let begin = Value::from(format!("{before}{{\"name\": \"{name}\", \"arguments\": "));
+            let key = if format == Format::Llama { "parameters" } else { "arguments" };
+            let begin = Value::from(format!("{before}{{\"name\": \"{name}\", \"{key}\": "));
             format!("{begin} {arguments} {}", Value::from(format!("}}{after}")))
         };
         match format {
@@ -175,7 +185,11 @@ impl Rules<'_> {
                 let end = Value::from(format!("{}\n", coder::FUNCTION_END));
                 format!("{open} {begin} {arguments} {end} {close}")
             }
-            Format::Mistral { named: false } => object("", ""),
+            Format::Glm => {
+                let begin = Value::from(format!("{name}\n"));
+                format!("{} {begin} {arguments} {}", self.tag(hermes::OPEN), self.tag(hermes::CLOSE))
+            }
+            Format::Mistral { named: false } | Format::Llama => object("", ""),
             Format::Mistral { named: true } => {
                 format!(
                     "{} \"{name}\" {} {arguments}",
@@ -205,7 +219,7 @@ impl Rules<'_> {
     }
 
     /// Bare values, one after the other, in the order of the schema.
-    fn parameters(&mut self, rule: &str, function: &Function) -> Result<(), GrammarError> {
+    fn parameters(&mut self, format: Format, rule: &str, function: &Function) -> Result<(), GrammarError> {
         let schema = &function.parameters;
         let empty = serde_json::Map::new();
         let properties = schema["properties"].as_object().unwrap_or(&empty);
@@ -215,15 +229,32 @@ impl Rules<'_> {
         let mut all = Vec::new();
         for (index, (name, property)) in properties.iter().enumerate() {
             let (one, value) = (format!("{rule}_{index}"), format!("{rule}_{index}_value"));
-            let begin = Value::from(format!("{}{name}>\n", coder::PARAMETER));
-            let end = Value::from(format!("\n{}\n", coder::PARAMETER_END));
+            let (begin, end) = match format {
+                Format::Glm => {
+                    let [key, key_end, value, value_end] =
+                        [glm::KEY, glm::KEY_END, glm::VALUE, glm::VALUE_END].map(|tag| self.tag(tag));
+                    let name = Value::from(name.as_str());
+                    (format!("{key} {name} {key_end} \"\\n\" {value}"), format!("{value_end} \"\\n\""))
+                }
+                _ => {
+                    let begin = Value::from(format!("{}{name}>\n", coder::PARAMETER));
+                    (begin.to_string(), Value::from(format!("\n{}\n", coder::PARAMETER_END)).to_string())
+                }
+            };
             match (is_string(property), property["enum"].as_array()) {
                 (true, Some(some)) => {
                     let some: Vec<String> = some.iter().map(Value::to_string).collect();
                     self.rule(&one, &format!("{begin} ({}) {end}", some.join(" | ")));
                 }
+                (true, None) if format == Format::Glm && is_token(&self.tag(glm::VALUE_END)) => {
+                    self.rule(&one, &format!("{begin} TEXT? {end}"));
+                }
                 (true, None) => {
-                    self.rule(&format!("{value}[lazy]"), "/(.|\\n)*\\n<\\/parameter>\\n/");
+                    let closed = match format {
+                        Format::Glm => "/(.|\\n)*<\\/arg_value>\\n/",
+                        _ => "/(.|\\n)*\\n<\\/parameter>\\n/",
+                    };
+                    self.rule(&format!("{value}[lazy]"), closed);
                     self.rule(&one, &format!("{begin} {value}"));
                 }
                 (false, _) => {
@@ -255,7 +286,9 @@ pub(in crate::api) fn is_token(tag: &str) -> bool {
 /// Whether an answer can be kept from calling, and from saying what looks like a call, by a grammar.
 pub(in crate::api) fn opens_by_token(format: Format, tag: &dyn Fn(&str) -> String) -> bool {
     let opening = match format {
-        Format::Hermes | Format::Coder => hermes::OPEN,
+        // Text of it does not begin as a call does.
+        Format::Llama => return true,
+        Format::Hermes | Format::Coder | Format::Glm => hermes::OPEN,
         Format::Mistral { .. } => mistral::CALLS,
         Format::DeepSeek { .. } => deepseek::CALLS_BEGIN,
         Format::Harmony => harmony::CHANNEL,
@@ -319,6 +352,7 @@ mod tests {
             tokens_max: 5000,
             end_ids: vec![END],
             logprobs: None,
+            prompt_logprobs: false,
             experts: false,
             grammar: Some(grammar),
         };
@@ -341,7 +375,7 @@ mod tests {
     fn offer(format: Format, choice: Choice, is_parallel: bool) -> Offer {
         // Random letters spell no tag that would end a bare text.
         let city = match format {
-            Format::Coder => json!({"enum": ["Bern", "Rom \"x\""]}),
+            Format::Coder | Format::Glm => json!({"enum": ["Bern", "Rom \"x\""]}),
             _ => json!({"type": "string", "maxLength": 12}),
         };
         let rain = json!({"type": "object", "properties": {"city": city,
@@ -367,9 +401,11 @@ mod tests {
         arguments.iter().all(is_known) && (name == "now" || arguments.len() == 2)
     }
 
-    const FORMATS: [Format; 7] = [
+    const FORMATS: [Format; 9] = [
         Format::Hermes,
         Format::Coder,
+        Format::Glm,
+        Format::Llama,
         Format::Mistral { named: false },
         Format::Mistral { named: true },
         Format::DeepSeek { fenced: true },

@@ -6,12 +6,15 @@
 //! the text comes and looks at one character after the other, so how the text is cut makes no difference.
 
 pub(super) mod asked;
+mod bare;
 mod coder;
 mod deepseek;
 pub(super) mod forced;
+mod glm;
 mod harmony;
 mod hermes;
 mod json_call;
+mod llama;
 mod mistral;
 mod parts;
 mod reader;
@@ -28,6 +31,10 @@ pub(super) enum Format {
     Hermes,
     /// `<tool_call><function=…><parameter=…>…</parameter></function></tool_call>`: Qwen3-Coder.
     Coder,
+    /// `<tool_call>name<arg_key>…</arg_key><arg_value>…</arg_value></tool_call>`: GLM-4.5.
+    Glm,
+    /// `{"name": …, "parameters": …}` and nothing else: Llama 3.
+    Llama,
     /// `[TOOL_CALLS][{"name": …, "arguments": …}]`, or where names have tags `[TOOL_CALLS]name[ARGS]{…}`: Mistral.
     Mistral {
         /// Names have tags.
@@ -56,13 +63,13 @@ impl Format {
             return Some(Format::Mistral { named: has(mistral::ARGUMENTS) });
         }
         if has(hermes::OPEN) {
-            return match (has(coder::FUNCTION), has("<arg_key>")) {
-                (true, _) => Some(Format::Coder),
-                (false, true) => None,
-                (false, false) => Some(Format::Hermes),
-            };
+            return Some(match (has(coder::FUNCTION), has(glm::KEY)) {
+                (true, _) => Format::Coder,
+                (false, true) => Format::Glm,
+                (false, false) => Format::Hermes,
+            });
         }
-        None
+        has(llama::ASKED).then_some(Format::Llama)
     }
 
     /// Special tokens that are no text in other answers, and without which calls cannot be told here.
@@ -70,6 +77,8 @@ impl Format {
         match self {
             Format::Hermes => &hermes::TAGS,
             Format::Coder => &coder::TAGS,
+            Format::Glm => &glm::TAGS,
+            Format::Llama => &llama::TAGS,
             Format::Mistral { .. } => &mistral::TAGS,
             Format::DeepSeek { .. } => &deepseek::TAGS,
             Format::Harmony => &harmony::TAGS,
@@ -124,13 +133,16 @@ mod tests {
             ("deepseek-v3", Some(Format::DeepSeek { fenced: true }), true),
             ("gpt-oss", Some(Format::Harmony), false),
             ("olmoe", None, false),
-            ("glm", None, true),
+            ("glm", Some(Format::Glm), true),
         ] {
             assert_eq!(Format::of(template(name)), format, "{name}");
             assert_eq!(thinks(template(name)), has_thoughts, "{name}");
         }
         let mistral = Format::of("{{ '[TOOL_CALLS]' }}");
         assert_eq!(mistral, Some(Format::Mistral { named: false }));
+        // A line of the templates of Llama 3.1 to 3.3.
+        let llama = "{{- 'Respond in the format {\"name\": function name, \"parameters\": dictionary of argument name and its value}.' }}";
+        assert_eq!(Format::of(llama), Some(Format::Llama));
     }
 
     #[test]

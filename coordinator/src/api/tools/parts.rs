@@ -69,6 +69,11 @@ impl Parts {
         text.chars().for_each(|char| self.arguments(char));
     }
 
+    /// Whether anything was called.
+    pub(super) fn has_calls(&self) -> bool {
+        self.has_calls
+    }
+
     /// Nothing follows.
     pub(super) fn finish(&mut self) {
         let space = std::mem::take(&mut self.space);

@@ -4,8 +4,10 @@ use super::Format;
 use super::asked::Function;
 use super::coder::Coder;
 use super::deepseek::DeepSeek;
+use super::glm::Glm;
 use super::harmony::Harmony;
 use super::hermes::Hermes;
+use super::llama::Llama;
 use super::mistral::Mistral;
 use super::parts::{Part, Parts};
 use super::thoughts::Thoughts;
@@ -24,6 +26,8 @@ enum Machine {
     Text,
     Hermes(Hermes),
     Coder(Box<Coder>),
+    Glm(Box<Glm>),
+    Llama(Llama),
     Mistral(Mistral),
     DeepSeek(DeepSeek),
     Harmony(Harmony),
@@ -35,6 +39,8 @@ impl Machine {
             Machine::Text => parts.content(char),
             Machine::Hermes(hermes) => hermes.push(char, parts),
             Machine::Coder(coder) => coder.push(char, parts),
+            Machine::Glm(glm) => glm.push(char, parts),
+            Machine::Llama(llama) => llama.push(char, parts),
             Machine::Mistral(mistral) => mistral.push(char, parts),
             Machine::DeepSeek(deepseek) => deepseek.push(char, parts),
             Machine::Harmony(harmony) => harmony.push(char, parts),
@@ -46,6 +52,8 @@ impl Machine {
             Machine::Text => {}
             Machine::Hermes(hermes) => hermes.finish(parts),
             Machine::Coder(coder) => coder.finish(parts),
+            Machine::Glm(glm) => glm.finish(parts),
+            Machine::Llama(llama) => llama.finish(parts),
             Machine::Mistral(mistral) => mistral.finish(parts),
             Machine::DeepSeek(deepseek) => deepseek.finish(parts),
             Machine::Harmony(harmony) => harmony.finish(parts),
@@ -65,6 +73,8 @@ impl Reader {
             None => Machine::Text,
             Some(Format::Hermes) => Machine::Hermes(Hermes::new()),
             Some(Format::Coder) => Machine::Coder(Box::new(Coder::new(functions))),
+            Some(Format::Glm) => Machine::Glm(Box::new(Glm::new(functions))),
+            Some(Format::Llama) => Machine::Llama(Llama::new(functions)),
             Some(Format::Mistral { .. }) => Machine::Mistral(Mistral::new()),
             Some(Format::DeepSeek { fenced }) => Machine::DeepSeek(DeepSeek::new(fenced)),
             Some(Format::Harmony) => Machine::Harmony(Harmony::new()),
@@ -199,6 +209,62 @@ mod tests {
         assert_eq!(of(text), [vec![content("I look.")], call("rain", arguments).to_vec()].concat());
         assert_eq!(of("<tool_call>\n<function=f>\n</function>\n</tool_call>"), call("f", "{}"));
         assert_eq!(of("a <function b"), [content("a <function b")]);
+    }
+
+    #[test]
+    fn calls_of_glm() {
+        let parameters = json!({"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}});
+        let functions = [Function { name: "rain".into(), parameters, is_strict: false }];
+        let of = |text: &str| read(|| Reader::new(Some(Format::Glm), &functions, None), text);
+        let text = "I look.\n<tool_call>rain\n<arg_key>city</arg_key>\n<arg_value>7 <b> \"B\"\nern</arg_value>\n<arg_key>days</arg_key>\n\
+                    <arg_value>3</arg_value>\n<arg_key>other</arg_key>\n<arg_value>[1, {\"a\": null}]</arg_value>\n</tool_call>";
+        let arguments = r#"{"city": "7 <b> \"B\"\nern", "days": 3, "other": [1, {"a": null}]}"#;
+        let one = [vec![content("I look.")], call("rain", arguments).to_vec()].concat();
+        assert_eq!(of(text), one);
+        // As GLM-4.6 has it, without line ends; a number that should be text is text.
+        let dense = "<tool_call>rain<arg_key>city</arg_key><arg_value>7</arg_value></tool_call><tool_call>now</tool_call>";
+        assert_eq!(of(dense), [call("rain", r#"{"city": "7"}"#), call("now", "{}")].concat());
+        for text in ["a <tool_call", "<tool_call>never", "x </tool_call> <arg_key> y"] {
+            assert_eq!(of(text), [content(text)], "{text}");
+        }
+        let cut = "<tool_call>rain\n<arg_key>city</arg_key>\n<arg_value>Be";
+        assert_eq!(of(cut), [Part::Call("rain".into())], "half a value is none");
+    }
+
+    #[test]
+    fn calls_of_llama() {
+        let function = |name: &str| Function { name: name.into(), parameters: json!({}), is_strict: false };
+        let functions = [function("rain"), function("now")];
+        let of = |text: &str| read(|| Reader::new(Some(Format::Llama), &functions, None), text);
+        let one = call("rain", r#"{"city": "Bern; {", "n": [1]}"#);
+        let json = r#"{"name": "rain", "parameters": {"city": "Bern; {", "n": [1]}}"#;
+        assert_eq!(of(json), one);
+        assert_eq!(of(&format!("<|python_tag|>{json}")), one);
+        assert_eq!(
+            of(&format!("\n{json}; {{\"name\": \"now\"}}\n")),
+            [one.clone(), call("now", "{}")].concat()
+        );
+        assert_eq!(
+            of(r#"{"type": "function", "parameters": {"a": 1}, "name": "rain"}"#),
+            call("rain", "{\"a\": 1}"),
+            "in another order"
+        );
+        assert_eq!(
+            of(r#"{"name": "rain", "parameters": {"city": "Be"#),
+            call("rain", "{\"city\": \"Be"),
+            "one that is cut"
+        );
+        // What names no function that is offered is what the model says, and so is what comes after text.
+        for text in [
+            r#"{"name": "Bob", "parameters": {"age": 7}}"#.to_owned(),
+            r#"{"city": "Bern"} is a city"#.to_owned(),
+            "{ nothing".into(),
+            format!("I call {json}"),
+            "; x".into(),
+        ] {
+            assert_eq!(of(&text), [content(&text)], "{text}");
+        }
+        assert_eq!(of(&format!("{json} so")), [one.to_vec(), vec![content(" so")]].concat());
     }
 
     #[test]

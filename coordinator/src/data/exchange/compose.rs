@@ -168,7 +168,8 @@ impl Exchange {
         frame.back += back_bytes(rows.into(), self.settings.return_row_bytes);
         let first = self.outgoing.indices.len() as u32;
         self.outgoing.indices.extend(self.taken.iter().map(|taken| taken.index));
-        self.outgoing.groups.push(OutgoingGroup { actor: actor.id, dispatch, indices: first..first + rows });
+        let (indices, attempts) = (first..first + rows, self.attempts_most);
+        self.outgoing.groups.push(OutgoingGroup { actor: actor.id, dispatch, indices, attempts });
         self.composed.push(at);
         stays
     }
@@ -185,6 +186,7 @@ impl Exchange {
         let mut latest = None;
         let mut is_ascending = true;
         self.taken.clear();
+        self.attempts_most = 0;
         while line.first != NONE {
             let slot_at = line.first;
             let row_at = self.landing.row_of(slot_at);
@@ -216,6 +218,7 @@ impl Exchange {
             latest = latest.max(deadline);
             (slot.place, slot.begins_group) = (Place::Off, false);
             slot.attempts += 1;
+            self.attempts_most = self.attempts_most.max(slot.attempts);
             slot.open += 1;
             slot.live += 1;
             is_ascending &= self.taken.last().is_none_or(|last| last.index < index);

@@ -34,6 +34,8 @@ pub struct Exchange {
     /// The actors of its groups.
     pub(super) composed: Vec<u32>,
     pub(super) taken: Vec<Taken>,
+    /// Of those.
+    pub(super) attempts_most: u8,
     /// The rows of the dispatch that was closed last.
     pub(super) entries: Vec<Entry>,
     landed: Vec<SlotId>,
@@ -63,6 +65,7 @@ impl Exchange {
             outgoing,
             composed: Vec::new(),
             taken: Vec::new(),
+            attempts_most: 0,
             entries: Vec::new(),
             landed: Vec::new(),
             settings,

@@ -99,6 +99,8 @@ pub struct OutgoingGroup {
     pub dispatch: u64,
     /// Into the indices of the frame.
     pub indices: Range<u32>,
+    /// How often the row was sent to this expert, with this, that was sent there most often.
+    pub attempts: u8,
 }
 
 /// What became of a return.

@@ -32,6 +32,8 @@ pub(super) struct Row {
     pub(super) stage: u32,
     pub(super) place: Place,
     pub(super) samples: bool,
+    /// The head has something to do for it.
+    pub(super) has_head: bool,
 }
 
 impl Row {
@@ -67,8 +69,14 @@ pub(super) struct Rows {
 impl Rows {
     /// An empty table.
     pub(super) fn new(rows_max: u32, sequences_max: u32) -> Self {
-        let nothing =
-            Row { sequence: SequenceId(0), position: 0, stage: 0, place: Place::Free, samples: false };
+        let nothing = Row {
+            sequence: SequenceId(0),
+            position: 0,
+            stage: 0,
+            place: Place::Free,
+            samples: false,
+            has_head: false,
+        };
         Self {
             rows: vec![nothing; rows_max as usize],
             free: (0..rows_max).rev().collect(),
@@ -103,13 +111,14 @@ impl Rows {
     }
 
     /// The next row of a sequence, parked at the first door.
-    pub(super) fn add(&mut self, sequence: SequenceId, samples: bool) -> u32 {
+    pub(super) fn add(&mut self, sequence: SequenceId, samples: bool, has_head: bool) -> u32 {
         let row = self.free.pop().expect("rows are admitted only while there is room for them");
         let known = &mut self.sequences[sequence.0 as usize];
         let position = known.next_position;
         known.next_position += 1;
         self.links.push_back(&mut known.rows, row);
-        self.rows[row as usize] = Row { sequence, position, stage: 0, place: Place::Parked, samples };
+        self.rows[row as usize] =
+            Row { sequence, position, stage: 0, place: Place::Parked, samples, has_head };
         row
     }
 

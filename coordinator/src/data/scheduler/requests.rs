@@ -91,6 +91,8 @@ pub struct Asked<'a> {
     pub priority: Priority,
     /// It does not wait for pages that another request computes: it may go on where that one waits.
     pub goes_alone: bool,
+    /// Whether every row of its prompt is looked at before its first token, and so has to be computed.
+    pub is_scored: bool,
 }
 
 /// One request.
@@ -99,6 +101,7 @@ pub(super) struct Request {
     pub(super) id: u64,
     prompt_tokens: u32,
     tokens_max: u32,
+    scores_prompt: bool,
     /// Tokens that it has.
     pub(super) tokens: u32,
     /// As which it runs, or, if it waits, as which it ran and still leaves.
@@ -132,9 +135,14 @@ impl Request {
         self.chain.as_ref().map_or(&[], Chain::hashes)
     }
 
+    /// Whether the rows that it begins with are all looked at. Once it has a token they were.
+    pub(super) fn is_scored(&self) -> bool {
+        self.scores_prompt && self.tokens == 0
+    }
+
     /// The names of blocks that it may take from others: its last token is computed in any case.
     pub(super) fn hashes_to_find(&self) -> &[BlockHash] {
-        let hashes = self.hashes();
+        let hashes = if self.is_scored() { &[] } else { self.hashes() };
         &hashes[..hashes.len().min(((self.length() - 1) / PAGE) as usize)]
     }
 }
@@ -217,7 +225,7 @@ impl Requests {
         if waiting >= self.queue_max {
             return Err(Refused::QueueFull { waiting });
         }
-        let Asked { request: id, prompt, tokens, tokens_max, priority, goes_alone } = asked;
+        let Asked { request: id, prompt, tokens, tokens_max, priority, goes_alone, is_scored } = asked;
         let place = self.free.pop().expect("those who run have places of their own");
         let new = self.places.insert(id, place).is_none();
         assert!(new, "{id} is asked for once");
@@ -227,6 +235,7 @@ impl Requests {
             id: id.0,
             prompt_tokens,
             tokens_max,
+            scores_prompt: is_scored,
             tokens: tokens.len() as u32,
             waits: true,
             class,
