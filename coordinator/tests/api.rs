@@ -194,7 +194,7 @@ fn refusals_have_status_and_shape() {
         (with("prompt", json!(["x", "x".repeat(600)])), 400, "context"),
         (with("echo", json!(7)), 400, "`echo`"),
         (with("tools", json!([])), 400, "`tools`"),
-        (with("phalanx", json!({"on_missing": "drop"})), 400, "exact"),
+        (with("phalanx", json!({"on_missing": "wait"})), 400, "exact"),
         (with("model", json!("gpt-4")), 404, "`demo`"),
     ] {
         let answer = server.post("/v1/completions", &body);
