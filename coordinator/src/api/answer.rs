@@ -4,17 +4,23 @@
 //! answer's text, and its other lists likewise. An answer has one or more choices, each with a text of its own; a chunk
 //! is of one choice.
 
+mod likely;
+mod object;
+mod telling;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use model::sampler::Logprobs;
-use model::text::{TextStream, Tokenizer};
+use model::text::Tokenizer;
 use serde::Serialize;
-use serde_json::{Map, Value};
 
-use super::resume::{EventId, Place, Stream, TokensSum};
-use super::said::{Call, CallFunction, CallIdentity, CallNews, News, Said, said};
-use super::tools::{Format, Part, Reader};
+use self::likely::{Echoed, LogprobsObject, Speller};
+use self::object::{Choice, Extension, MissingExpert, Object, PromptDetails, Usage, write_json};
+use self::telling::{Steps, Telling};
+use super::resume::{EventId, Place, Stream};
+use super::said::{Call, CallFunction, CallIdentity, CallNews, News, said};
+use super::tools::{Format, Reader};
 use crate::data::request::Missing;
 use crate::generation::{FinishReason, Token};
 
@@ -80,7 +86,7 @@ pub(super) struct Answer {
     tokens_count: usize,
     /// Tokens of the prompt that the first choice found computed.
     cached_count: usize,
-    tokenizer: Option<Tokenizer>,
+    speller: Speller,
     /// What the ids of a stream have in common.
     stream: Option<Stream>,
     /// Which choice is the first of `tellings`.
@@ -91,192 +97,9 @@ pub(super) struct Answer {
     calls_seed: u64,
 }
 
-/// One choice of it.
-#[derive(Debug, Default)]
-struct Telling {
-    /// What has not been told yet.
-    text: String,
-    reasoning: String,
-    calls: Vec<CallNews>,
-    calls_count: usize,
-    /// Tells these apart in what the model writes.
-    reader: Option<Reader>,
-    tokens: Vec<Token>,
-    is_begun: bool,
-    finish: Option<FinishReason>,
-    /// What rows went on without, by layer and expert.
-    missing: BTreeMap<(u32, u32), u64>,
-    /// Where each token's text begins, which only the tokens before it can say.
-    pieces: Option<TextStream>,
-    offset: usize,
-    /// The prompt, of an answer that begins with it and tells how likely tokens were.
-    echoed: Option<Echoed>,
-    /// How far it has got.
-    steps: Steps,
-    /// Up to where its client has it already.
-    told: Option<Steps>,
-}
-
-/// A prompt that is told with how likely its tokens were.
-#[derive(Debug)]
-struct Echoed {
-    ids: Vec<u32>,
-    /// Characters of its text.
-    chars: usize,
-    /// Once they are known, of all tokens but the first.
-    logprobs: Option<Vec<Logprobs>>,
-}
-
-/// How far a choice has got.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Steps {
-    tokens_count: u32,
-    tokens: TokensSum,
-    is_flushed: bool,
-}
-
 /// What is computed again is not what was told: there is no way to go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Astray;
-
-impl Telling {
-    fn take_parts(&mut self, parts: Vec<Part>) {
-        for part in parts {
-            match part {
-                Part::Content(text) => self.text += &text,
-                Part::Reasoning(text) => self.reasoning += &text,
-                Part::Call(name) => {
-                    let index = self.calls_count;
-                    self.calls_count += 1;
-                    self.calls.push(CallNews { index, name: Some(name), arguments: String::new() });
-                }
-                Part::Arguments(text) => {
-                    let index = self.calls_count.saturating_sub(1);
-                    match self.calls.last_mut() {
-                        Some(call) => call.arguments += &text,
-                        None => self.calls.push(CallNews { index, name: None, arguments: text }),
-                    }
-                }
-            }
-        }
-    }
-
-    /// The next token's text begins where this one's ends.
-    fn pass_over(&mut self, id: u32) {
-        let piece = self.pieces.as_mut().map(|pieces| pieces.push(id)).unwrap_or_default();
-        self.offset += piece.chars().count();
-    }
-
-    /// A text that its client has: whoever tells calls from text reads it, and nothing is told.
-    fn read_over(&mut self, text: &str) {
-        let Some(reader) = &mut self.reader else { return };
-        let parts = reader.push(text);
-        self.take_parts(parts);
-        self.text.clear();
-        self.reasoning.clear();
-        self.calls.clear();
-    }
-
-    fn finish_reason(&self) -> Option<&'static str> {
-        match self.finish? {
-            FinishReason::Stop if self.calls_count > 0 => Some("tool_calls"),
-            reason => Some(reason.name()),
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct Object<'a> {
-    #[serde(flatten)]
-    head: &'a Head,
-    choices: &'a [Choice],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<Usage>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    phalanx: Option<Extension<'a>>,
-}
-
-#[derive(Serialize)]
-struct Choice {
-    index: usize,
-    #[serde(flatten)]
-    said: Said,
-    logprobs: Option<LogprobsObject>,
-    finish_reason: Option<&'static str>,
-}
-
-#[derive(Serialize)]
-struct Usage {
-    prompt_tokens: usize,
-    completion_tokens: usize,
-    total_tokens: usize,
-    prompt_tokens_details: PromptDetails,
-}
-
-#[derive(Serialize)]
-struct PromptDetails {
-    cached_tokens: usize,
-}
-
-#[derive(Serialize)]
-struct Extension<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seed: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_token_ids: Option<&'a [u32]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token_ids: Option<Vec<u32>>,
-    /// For each token the likeliest ids and the logarithms of their probabilities: texts may be alike, ids are not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top_logprobs: Option<Vec<Vec<(u32, f64)>>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expert_layers: Option<Vec<usize>>,
-    /// For each token and layer the experts by rank.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    experts: Option<Vec<Vec<Vec<u32>>>>,
-    /// Where a choice ends that lacks something.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    missing: Vec<MissingExpert>,
-}
-
-/// An expert that rows went on without.
-#[derive(Serialize)]
-struct MissingExpert {
-    layer: u32,
-    expert: u32,
-    rows: u64,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum LogprobsObject {
-    Text(TextLogprobs),
-    Chat { content: Vec<ChatLogprob>, refusal: Option<Vec<ChatLogprob>> },
-}
-
-#[derive(Serialize, Default)]
-struct TextLogprobs {
-    tokens: Vec<String>,
-    /// None of a prompt's first token, which nothing goes before.
-    token_logprobs: Vec<Option<f64>>,
-    top_logprobs: Vec<Option<Map<String, Value>>>,
-    text_offset: Vec<usize>,
-}
-
-#[derive(Serialize)]
-struct ChatLogprob {
-    #[serde(flatten)]
-    token: Spelled,
-    top_logprobs: Vec<Spelled>,
-}
-
-/// A token and how likely it was.
-#[derive(Serialize)]
-struct Spelled {
-    token: String,
-    logprob: f64,
-    bytes: Option<Vec<u8>>,
-}
 
 impl Answer {
     /// An answer of so many choices of which nothing has been told. `tokenizer` shows tokens where their logprobs are
@@ -296,7 +119,7 @@ impl Answer {
             ..Telling::default()
         };
         let tellings = (0..choices).map(telling).collect();
-        let tokenizer = tokenizer.map(|(tokenizer, _)| tokenizer);
+        let speller = Speller(tokenizer.map(|(tokenizer, _)| tokenizer));
         Self {
             head,
             form,
@@ -307,7 +130,7 @@ impl Answer {
             is_begun: false,
             tokens_count: 0,
             cached_count: 0,
-            tokenizer,
+            speller,
             stream: None,
             first_choice: 0,
             tellings,
@@ -561,7 +384,10 @@ impl Answer {
             };
             let said = said(self.form, is_chunk, !std::mem::replace(&mut telling.is_begun, true), news);
             let finish_reason = telling.finish_reason();
-            let logprobs = self.wanted.logprobs.then(|| self.logprobs(index, &tokens));
+            let logprobs = self.wanted.logprobs.then(|| match self.form {
+                Form::Text => LogprobsObject::Text(telling.text_logprobs(&self.speller, &tokens)),
+                Form::Chat => self.speller.chat(&tokens),
+            });
             choices.push(Choice { index: self.first_choice + index, said, logprobs, finish_reason });
             if experts {
                 extension.experts = Some(tokens.iter().map(|token| self.experts_of(token)).collect());
@@ -601,91 +427,12 @@ impl Answer {
         });
         layers.collect()
     }
-
-    fn logprobs(&mut self, index: usize, tokens: &[Token]) -> LogprobsObject {
-        match self.form {
-            Form::Text => LogprobsObject::Text(self.text_logprobs(index, tokens)),
-            Form::Chat => {
-                let spelled = |&(id, logprob): &(u32, f64)| self.spelled(id, logprob);
-                let content = tokens.iter().filter_map(|token| {
-                    let Logprobs { chosen, top } = token.logprobs.as_ref()?;
-                    let top_logprobs = top.iter().map(spelled).collect();
-                    Some(ChatLogprob { token: spelled(&(token.id, *chosen)), top_logprobs })
-                });
-                LogprobsObject::Chat { content: content.collect(), refusal: None }
-            }
-        }
-    }
-
-    fn text_logprobs(&mut self, index: usize, tokens: &[Token]) -> TextLogprobs {
-        let mut object = TextLogprobs::default();
-        if let Some(echoed) = self.tellings[index].echoed.take_if(|echoed| echoed.logprobs.is_some()) {
-            self.echoed_logprobs(&echoed, &mut object);
-        }
-        for token in tokens {
-            let Some(logprobs) = &token.logprobs else { continue };
-            self.push_logprobs(token.id, Some(logprobs), &mut object);
-            let telling = &mut self.tellings[index];
-            object.text_offset.push(telling.offset);
-            telling.pass_over(token.id);
-        }
-        object
-    }
-
-    fn echoed_logprobs(&self, echoed: &Echoed, object: &mut TextLogprobs) {
-        let Echoed { ids, chars, logprobs } = echoed;
-        let mut pieces = self.tokenizer.as_ref().map(|tokenizer| tokenizer.stream(false));
-        let mut lengths: Vec<usize> = ids
-            .iter()
-            .map(|id| pieces.as_mut().map_or(0, |pieces| pieces.push(*id).chars().count()))
-            .collect();
-        if let (Some(pieces), Some(last)) = (&mut pieces, lengths.last_mut()) {
-            *last += pieces.finish().chars().count();
-        }
-        // What the model wants around a text is not part of it.
-        let around = lengths.iter().sum::<usize>().saturating_sub(*chars);
-        let known = logprobs.iter().flatten().map(Some);
-        let mut end = 0;
-        for ((id, logprobs), length) in ids.iter().zip(std::iter::once(None).chain(known)).zip(lengths) {
-            self.push_logprobs(*id, logprobs, object);
-            object.text_offset.push(usize::saturating_sub(end, around).min(*chars));
-            end += length;
-        }
-    }
-
-    fn push_logprobs(&self, id: u32, logprobs: Option<&Logprobs>, object: &mut TextLogprobs) {
-        object.tokens.push(self.spelling(id));
-        object.token_logprobs.push(logprobs.map(|logprobs| logprobs.chosen));
-        object.top_logprobs.push(logprobs.map(|Logprobs { chosen, top }| {
-            let mut alternatives = Map::new();
-            // The token itself is among them even where it was not likely; of two with one text the likelier is.
-            for &(id, logprob) in top.iter().chain([&(id, *chosen)]) {
-                alternatives.entry(self.spelling(id)).or_insert_with(|| logprob.into());
-            }
-            alternatives
-        }));
-    }
-
-    fn spelled(&self, id: u32, logprob: f64) -> Spelled {
-        let token = self.spelling(id);
-        // Of half a character the text is a sign that stands for any bytes.
-        let bytes = (!token.contains(char::REPLACEMENT_CHARACTER)).then(|| token.as_bytes().to_vec());
-        Spelled { token, logprob, bytes }
-    }
-
-    /// A token alone, as people may read it.
-    fn spelling(&self, id: u32) -> String {
-        let decoded = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.decode(&[id], false).ok());
-        decoded.unwrap_or_else(|| format!("token_id:{id}"))
-    }
-}
-
-fn write_json(value: &impl Serialize, out: &mut Vec<u8>) {
-    serde_json::to_writer(out, value).expect("text as keys, and memory takes everything");
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn answer(form: Form, choices: usize, wanted: Wanted) -> Answer {
