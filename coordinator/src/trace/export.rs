@@ -41,6 +41,8 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long what is left may take when the program ends.
 const REST_WITHIN: Duration = Duration::from_secs(2);
+/// Before it is tried again then, at least.
+const TRY_REST_AGAIN: Duration = Duration::from_millis(100);
 /// The most of a response that is read.
 const RESPONSE_BYTES_MAX: usize = 64 << 10;
 /// Where systems keep the certificates that they believe in.
@@ -78,8 +80,8 @@ pub struct Exporter {
 enum Sent {
     /// The collector has them, but for so many that it refused.
     Taken { rejected: u64 },
-    /// It may take them later.
-    Later { why: String, after: Option<Duration> },
+    /// It may take them later; one that is there has said so itself.
+    Later { why: String, after: Option<Duration>, is_there: bool },
     /// It never will.
     Refused { why: String },
 }
@@ -129,7 +131,7 @@ impl Exporter {
         self.send_rest(some).await;
     }
 
-    /// One try for each of what is left.
+    /// Sends what is left as far as there is time. A collector that is away is not waited for.
     async fn send_rest(&mut self, mut some: Vec<Span>) {
         let until = Instant::now() + REST_WITHIN;
         loop {
@@ -141,11 +143,23 @@ impl Exporter {
             if some.is_empty() {
                 return;
             }
-            match timeout_at(until, self.try_send(&some)).await {
+            match timeout_at(until, self.send_to_the_end(&some)).await {
                 Ok(Sent::Taken { rejected }) => self.count(some.len(), rejected),
                 _ => self.drop_all(some.len()),
             }
             some.clear();
+        }
+    }
+
+    /// Tries as long as the collector says that it may take them later.
+    async fn send_to_the_end(&self, spans: &[Span]) -> Sent {
+        loop {
+            match self.try_send(spans).await {
+                Sent::Later { after, is_there: true, .. } => {
+                    tokio::time::sleep(after.unwrap_or_default().max(TRY_REST_AGAIN)).await;
+                }
+                sent => return sent,
+            }
         }
     }
 
@@ -174,7 +188,7 @@ impl Exporter {
                     tracing::warn!(collector = %self.collector, %why, spans = spans.len(), "traces were refused");
                     return self.drop_all(spans.len());
                 }
-                Sent::Later { why, after } => {
+                Sent::Later { why, after, .. } => {
                     if !std::mem::replace(&mut self.is_away, true) {
                         tracing::warn!(collector = %self.collector, %why, "traces are not taken; requests go on");
                     }
@@ -189,7 +203,7 @@ impl Exporter {
     }
 
     async fn try_send(&self, spans: &[Span]) -> Sent {
-        let later = |why: String| Sent::Later { why, after: None };
+        let later = |why: String| Sent::Later { why, after: None, is_there: false };
         match tokio::time::timeout(WITHIN, self.post(spans)).await {
             Ok(Ok(sent)) => sent,
             Ok(Err(why)) => later(why.to_string()),
@@ -228,7 +242,7 @@ impl Exporter {
             StatusCode::TOO_MANY_REQUESTS
             | StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => Sent::Later { why: status.to_string(), after },
+            | StatusCode::GATEWAY_TIMEOUT => Sent::Later { why: status.to_string(), after, is_there: true },
             status => Sent::Refused { why: status.to_string() },
         })
     }
