@@ -16,7 +16,7 @@ use model::weights::Block;
 use transport::wire::cluster::ActorId;
 
 use crate::batcher::{Action, Batcher, GroupId, LinkId, Waiting, Work};
-use crate::device::{Batch, Computed, Device, Outcome};
+use crate::device::{Batch, Computed, Device, Ends, Outcome};
 use crate::directory::LoadCell;
 use crate::group::Group;
 use crate::post::post;
@@ -153,7 +153,15 @@ impl ExpertActor {
                     }
                     let (weights, actor) = (Arc::clone(&self.weights), context.address());
                     let falls = std::mem::take(&mut self.falls_next);
-                    self.device.submit(Batch { weights, groups, actor, falls, busy_min: Duration::ZERO });
+                    let ends = Ends::here();
+                    self.device.submit(Batch {
+                        weights,
+                        groups,
+                        actor,
+                        ends,
+                        falls,
+                        busy_min: Duration::ZERO,
+                    });
                 }
                 answer => self.answer(answer),
             }

@@ -1,11 +1,12 @@
 //! Devices: what computes the batches of the actors that are placed on it.
 //!
 //! [`Device`] is the seat: a CPU device ([`cpu`]) is a share of memory on a compute pool; a GPU is another
-//! implementation. [`compute`] is the thread that drives a pool for all of its devices, and [`round`] what it does
-//! with all that was handed over until it looked.
+//! implementation. [`compute`] is the thread that drives a pool for all of its devices, [`round`] what it does
+//! with all that was handed over until it looked, and [`ends`] how that comes back.
 
 pub mod compute;
 pub mod cpu;
+mod ends;
 mod round;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::group::Group;
 
 pub use compute::Compute;
 pub use cpu::CpuDevice;
+pub use ends::Ends;
 
 /// Computes batches.
 pub trait Device: Send + Sync {
@@ -43,6 +45,8 @@ pub struct Batch {
     pub groups: Vec<Group>,
     /// Who is told.
     pub actor: Addr<ExpertActor>,
+    /// And on which arbiter.
+    pub ends: Ends,
     /// It is to fall: a fault that a test has asked for.
     pub falls: bool,
     /// What the device is said to have spent on it at least: what an emulated one does.

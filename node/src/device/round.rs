@@ -19,8 +19,9 @@ use model::kernel::{Kernels, RowOut, RowType, RowsMut, RowsRef};
 use model::pool::Pool;
 use model::rows::{RowBuffer, ValuesMut, split_rows};
 use transport::buffer::{Buffer, view};
-use transport::wire::groups::{Reason, return_table_bytes};
+use transport::wire::groups::return_table_bytes;
 
+use super::ends::{Done, End, Ends, Made};
 use super::{Batch, Computed, Outcome};
 use crate::post::post;
 use crate::returns::{ReturnPath, RowShape};
@@ -250,35 +251,39 @@ fn plan_returns(batches: &[Batch]) -> Vec<Returning> {
     all
 }
 
-/// Sends what was computed, and tells the actors.
+/// Has what was computed sent, and the actors told.
 fn finish(batches: &mut [Batch], returning: Vec<Returning>, elapsed: Duration) {
+    // Mostly one: nodes of one process share an arbiter.
+    let mut all: Vec<(Ends, End)> = Vec::with_capacity(1);
     for into in returning {
         let groups = |run: &Run| &batches[run.batch].groups[run.groups.clone()];
-        match into.buffer {
-            Some(buffer) => {
-                let entries: Vec<_> = into.runs.iter().flat_map(groups).map(|group| group.entry()).collect();
-                into.path.send(into.layer, buffer, entries.into_iter());
-            }
-            None => {
-                tracing::warn!(layer = into.layer, rows = into.rows, "no memory for a return, it is refused");
-                let entries: Vec<_> =
-                    into.runs.iter().flat_map(groups).map(|group| (group.entry(), Reason::Busy)).collect();
-                into.path.refuse(into.layer, &entries);
-            }
-        }
+        let groups = into.runs.iter().flat_map(groups).map(|group| group.entry()).collect();
+        let first = into.runs.first().expect("a return has a group").batch;
+        let made = Made { path: into.path, layer: into.layer, buffer: into.buffer, groups };
+        end_for(&mut all, &batches[first].ends).returns.push(made);
     }
     let work = |batch: &Batch| {
         let rows: u32 = batch.groups.iter().map(|group| group.rows()).sum();
         batch.weights.bytes() as u64 * u64::from(rows.div_ceil(8))
     };
-    let all: u64 = batches.iter().map(work).sum();
+    let all_work: u64 = batches.iter().map(work).sum();
     for batch in batches {
-        let busy = elapsed.mul_f64(work(batch) as f64 / all.max(1) as f64).max(batch.busy_min);
-        let mut groups = std::mem::take(&mut batch.groups);
-        groups.drain(..).for_each(|group| group.answered());
-        // The list goes back to be filled again.
-        post(&batch.actor, Computed { groups, outcome: Outcome::Returned(busy) });
+        let busy = elapsed.mul_f64(work(batch) as f64 / all_work.max(1) as f64).max(batch.busy_min);
+        let done = Done { actor: batch.actor.clone(), groups: std::mem::take(&mut batch.groups), busy };
+        end_for(&mut all, &batch.ends).batches.push(done);
     }
+    for (ends, end) in all {
+        ends.tell(end);
+    }
+}
+
+/// What one arbiter is told.
+fn end_for<'a>(all: &'a mut Vec<(Ends, End)>, ends: &Ends) -> &'a mut End {
+    let at = all.iter().position(|(other, _)| other.is(ends)).unwrap_or_else(|| {
+        all.push((ends.clone(), End::default()));
+        all.len() - 1
+    });
+    &mut all[at].1
 }
 
 /// The rows behind the table of a return.
