@@ -26,7 +26,7 @@ use super::landing::{Keep, Slot};
 use super::pace::Pace;
 use super::ready::{Bell, Ready};
 use super::report::Sizes;
-use super::request::{Request, RequestId, Submission};
+use super::request::{News, Request, RequestId, Submission};
 use super::scheduler::{PrefixSeen, Scheduler};
 use super::stage::Stage;
 use super::steer::Steering;
@@ -209,6 +209,8 @@ pub struct DataActor {
     pub(super) pace: Pace,
     /// What the trunk's thread is to be told next.
     pub(super) orders: Vec<Order>,
+    /// What clients are to hear next.
+    pub(super) news: News,
     pub(super) request_next: u64,
     /// Where each row lies as it enters its experts.
     pub(super) sources: Vec<Option<Source>>,
@@ -267,6 +269,7 @@ impl DataActor {
             deadlines: BTreeMap::new(),
             pace: Pace::default(),
             orders: Vec::new(),
+            news: News::default(),
             request_next: 1,
             sources: vec![None; parts.rows_max],
             slots: vec![Slot::Empty; slots],

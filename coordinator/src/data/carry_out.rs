@@ -30,10 +30,6 @@ impl DataActor {
                 self.schedule(action, now);
                 done = true;
             }
-            if !self.orders.is_empty() {
-                let orders = std::mem::take(&mut self.orders);
-                self.trunk().tell(orders);
-            }
             while let Some(left_out) = self.parts.exchange.poll_left_out() {
                 self.leave_out(left_out);
                 done = true;
@@ -60,6 +56,12 @@ impl DataActor {
                 self.parts.flow.handle_devices(self.parts.exchange.dispatches_open() == 0);
             }
             done |= self.compute(now);
+            // With the batch, if there is one: each word wakes the thread.
+            if !self.orders.is_empty() {
+                let orders = std::mem::take(&mut self.orders);
+                self.trunk().tell(orders);
+            }
+            self.news.tell();
             if !done {
                 return any;
             }
@@ -86,17 +88,21 @@ impl DataActor {
         let taken = self.parts.scheduler.handle_request(asked);
         self.deadlines.insert((submission.deadline, id), ());
         let missing = BTreeMap::new();
-        let request = Request { id, submission, cached: 0, has_token: false, missing, scores: None, phases };
+        let mut request =
+            Request { id, submission, cached: 0, has_token: false, missing, scores: None, phases };
         match taken {
             Ok(()) => drop(self.waiting.insert(id, request)),
             Err(why) => {
                 self.deadlines.remove(&(request.submission.deadline, id));
-                request.tell(Event::Failed(match why {
-                    Refused::QueueFull { waiting } => {
-                        Failure::Busy { waiting, retry_after: self.pace.handle_turned_away(now) }
-                    }
-                    why => Failure::Refused(why.to_string()),
-                }));
+                request.tell(
+                    &mut self.news,
+                    Event::Failed(match why {
+                        Refused::QueueFull { waiting } => {
+                            Failure::Busy { waiting, retry_after: self.pace.handle_turned_away(now) }
+                        }
+                        why => Failure::Refused(why.to_string()),
+                    }),
+                );
             }
         }
     }
@@ -128,12 +134,10 @@ impl DataActor {
             late.insert(waiting.request, Some(waiting.cause.to_string()));
         }
         for (id, missing) in late {
-            let of = |request: &Option<Request>| request.as_ref().is_some_and(|request| request.id == id);
-            let running = self.running.iter().position(of);
-            let request = self.waiting.get(&id).or_else(|| self.running[running?].as_ref());
-            if let Some(request) = request {
+            let running = self.running.iter_mut().flatten().find(|request| request.id == id);
+            if let Some(request) = self.waiting.get_mut(&id).or(running) {
                 let within_ms = request.submission.within_ms;
-                request.tell(Event::Failed(Failure::TooLate { within_ms, missing }));
+                request.tell(&mut self.news, Event::Failed(Failure::TooLate { within_ms, missing }));
             }
             self.give_up(id);
         }
@@ -247,9 +251,9 @@ impl DataActor {
         let mut all = running.iter_mut().flatten().chain(waiting.get_mut(&id));
         if let Some(request) = all.find(|request| request.id == id) {
             let text = request.submission.generation.handle_full();
-            request.tell_missing();
-            request.tell(Event::Step { token: None, text });
-            request.tell(Event::End(FinishReason::Length));
+            request.tell_missing(&mut self.news);
+            request.tell(&mut self.news, Event::Step { token: None, text });
+            request.tell(&mut self.news, Event::End(FinishReason::Length));
         }
         self.give_up(id);
     }
@@ -267,9 +271,9 @@ impl DataActor {
     }
 
     fn fail(&mut self, sequence: SequenceId, why: Failure) {
-        if let Some(request) = self.request_of(sequence) {
+        if let Some(request) = &mut self.running[sequence.0 as usize] {
             tracing::error!(request = request.id.0, %why, "request lost");
-            request.tell(Event::Failed(why));
+            request.tell(&mut self.news, Event::Failed(why));
         }
         self.parts.scheduler.handle_failed(sequence);
         self.forget_request(sequence);
@@ -313,19 +317,19 @@ impl DataActor {
         if !std::mem::replace(&mut request.has_token, true) && request.cached > 0 {
             // Of an answer that is gone on with, tokens may have been found too.
             let of_prompt = request.cached.min(request.submission.generation.request().prompt.len());
-            request.tell(Event::Cached(of_prompt));
+            request.tell(&mut self.news, Event::Cached(of_prompt));
         }
-        request.tell_missing();
+        request.tell_missing(&mut self.news);
         if let Some(scores) = request.scores.take() {
-            request.tell(Event::Prompt(scores.into_logprobs()));
+            request.tell(&mut self.news, Event::Prompt(scores.into_logprobs()));
         }
         let id = chosen.id;
         let step = request.submission.generation.handle_choice(chosen);
         let token = step.token.map(|token| Token { experts, ..token });
-        let heard = request.tell(Event::Step { token, text: step.text });
+        let heard = request.tell(&mut self.news, Event::Step { token, text: step.text });
         match request.submission.generation.finish_reason() {
             Some(reason) => {
-                request.tell(Event::End(reason));
+                request.tell(&mut self.news, Event::End(reason));
                 self.end(sequence);
             }
             None if !heard => self.end(sequence),
@@ -395,7 +399,7 @@ impl DataActor {
         }
         self.computing.clone_from(&work.rows);
         self.computing_since = Some(now);
-        self.trunk().tell(vec![Order::Compute(work)]);
+        self.orders.push(Order::Compute(work));
         true
     }
 }

@@ -17,7 +17,7 @@ use super::frames::Source;
 use super::ids::{LinkId, RowId};
 use super::landing::{Landed, Slot};
 use super::report;
-use super::trunk::Answer;
+use super::trunk::{Answer, ChosenExperts};
 
 impl DataActor {
     /// Takes all that has come, then carries out what the cores ask for, until nothing is left to do.
@@ -105,33 +105,11 @@ impl DataActor {
 
     fn take_answer(&mut self, answer: Answer) {
         match answer {
-            Answer::Chosen { stage, experts, rows } => {
-                let out = self.parts.stages[stage].out.expect("only such stages choose");
-                self.parts.flow.handle_sent();
-                // Those whose sequence has left meanwhile go nowhere.
-                let mut wanted: Vec<RowId> = Vec::with_capacity(self.computing.len());
-                let mut chosen: Vec<u32> = Vec::with_capacity(experts.len());
-                for (index, (row, experts)) in
-                    self.computing.iter().zip(experts.chunks_exact(out.top_k)).enumerate()
-                {
-                    if self.parts.flow.is_out(*row) {
-                        self.sources[row.0 as usize] =
-                            Some(Source { rows: rows.clone(), index: index as u32 });
-                        wanted.push(*row);
-                        chosen.extend_from_slice(experts);
-                    }
+            Answer::Chosen(chosen) => self.take_chosen(chosen),
+            Answer::Done { chosen, work, sampled, scored } => {
+                if let Some(chosen) = chosen {
+                    self.take_chosen(chosen);
                 }
-                let now = Instant::now();
-                let deadline = now + self.parts.dispatch_max;
-                if out.is_choice {
-                    let may = |row: &RowId| self.may_leave_out(*row);
-                    let rows: Vec<RowId> = wanted.iter().copied().filter(may).collect();
-                    self.parts.exchange.handle_may_leave_out(&rows);
-                }
-                let layer = out.layer as u32;
-                self.parts.exchange.handle_chosen(layer, &wanted, out.top_k, &chosen, deadline, now);
-            }
-            Answer::Done { work, sampled, scored } => {
                 self.spare = work;
                 self.computing_since = None;
                 self.parts.flow.handle_attended();
@@ -146,6 +124,32 @@ impl DataActor {
                 }
             }
         }
+    }
+
+    /// The rows of the batch under way go to their experts.
+    fn take_chosen(&mut self, ChosenExperts { stage, experts, rows }: ChosenExperts) {
+        let out = self.parts.stages[stage].out.expect("only such stages choose");
+        self.parts.flow.handle_sent();
+        // Those whose sequence has left meanwhile go nowhere.
+        let mut wanted: Vec<RowId> = Vec::with_capacity(self.computing.len());
+        let mut chosen: Vec<u32> = Vec::with_capacity(experts.len());
+        for (index, (row, experts)) in self.computing.iter().zip(experts.chunks_exact(out.top_k)).enumerate()
+        {
+            if self.parts.flow.is_out(*row) {
+                self.sources[row.0 as usize] = Some(Source { rows: rows.clone(), index: index as u32 });
+                wanted.push(*row);
+                chosen.extend_from_slice(experts);
+            }
+        }
+        let now = Instant::now();
+        let deadline = now + self.parts.dispatch_max;
+        if out.is_choice {
+            let may = |row: &RowId| self.may_leave_out(*row);
+            let rows: Vec<RowId> = wanted.iter().copied().filter(may).collect();
+            self.parts.exchange.handle_may_leave_out(&rows);
+        }
+        let layer = out.layer as u32;
+        self.parts.exchange.handle_chosen(layer, &wanted, out.top_k, &chosen, deadline, now);
     }
 
     fn take_frame(&mut self, link: LinkId, frame: Frame) {

@@ -169,11 +169,11 @@ impl Scores {
 
 impl Request {
     /// Says what was left out since it was said last.
-    pub(super) fn tell_missing(&mut self) {
+    pub(super) fn tell_missing(&mut self, news: &mut News) {
         if !self.missing.is_empty() {
             let missing = std::mem::take(&mut self.missing).into_iter();
             let missing = missing.map(|((layer, expert), rows)| Missing { layer, expert, rows });
-            self.tell(Event::Missing(missing.collect()));
+            self.tell(news, Event::Missing(missing.collect()));
         }
     }
 
@@ -183,9 +183,27 @@ impl Request {
         generation.request().prompt_logprobs && generation.tokens().is_empty()
     }
 
-    /// Tells the client. False: nobody listens any more.
-    pub(super) fn tell(&self, event: Event) -> bool {
-        // Full cannot be, by `events_max`; a client that is gone is what this finds.
-        self.submission.events.try_send(event).is_ok()
+    /// Has the client told. False: nobody listens any more. When it hears of the end, the trace knows of it too.
+    pub(super) fn tell(&mut self, news: &mut News, event: Event) -> bool {
+        if matches!(event, Event::End(_) | Event::Failed(_)) {
+            self.phases = None;
+        }
+        let events = &self.submission.events;
+        news.0.push((events.clone(), event));
+        !events.is_closed()
+    }
+}
+
+/// What clients are about to hear: once the trunk has its next batch, since a word to a client wakes who serves it.
+#[derive(Debug, Default)]
+pub(super) struct News(Vec<(mpsc::Sender<Event>, Event)>);
+
+impl News {
+    /// Tells them.
+    pub(super) fn tell(&mut self) {
+        for (events, event) in self.0.drain(..) {
+            // Full cannot be, by `events_max`; a client that is gone is found out as the next is pushed.
+            let _ = events.try_send(event);
+        }
     }
 }

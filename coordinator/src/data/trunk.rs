@@ -1,8 +1,8 @@
 //! The trunk's thread: it owns the trunk, the KV cache and the residual of every row, and computes batches.
 //!
 //! A shell: what is computed next is decided by `Flow`, which pages there are by the scheduler. It hears of
-//! sequences and batches through one channel and answers each batch twice: with the experts that its rows chose
-//! as soon as they are known, and again when it is free, so that rows travel while shared experts are computed.
+//! sequences and batches through one channel and answers each batch when it is free. Where there are shared experts it says before
+//! them what its rows chose, so that rows travel meanwhile.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -139,20 +139,26 @@ pub struct Scored {
     pub logprobs: Result<Logprobs, SamplingError>,
 }
 
+/// The experts of a batch's rows.
+#[derive(Debug)]
+pub struct ChosenExperts {
+    /// The batch's stage.
+    pub stage: usize,
+    /// Experts by row and rank.
+    pub experts: Vec<u32>,
+    /// The rows as they enter the experts, in the order of the batch.
+    pub rows: Payload,
+}
+
 /// What the thread answers.
 #[derive(Debug)]
 pub enum Answer {
-    /// The rows of the batch chose their experts.
-    Chosen {
-        /// The batch's stage.
-        stage: usize,
-        /// Experts by row and rank.
-        experts: Vec<u32>,
-        /// The rows as they enter the experts, in the order of the batch.
-        rows: Payload,
-    },
+    /// The rows of the batch chose their experts, and the thread goes on with it: with shared experts.
+    Chosen(ChosenExperts),
     /// The batch is done, and the thread is free.
     Done {
+        /// What was chosen in it, if that was not said before: each word wakes its reader.
+        chosen: Option<ChosenExperts>,
         /// The batch's buffers.
         work: Work,
         /// Tokens sampled in it.
@@ -351,12 +357,16 @@ impl<A: FnMut(Answer)> Worker<A> {
         }
         // What returned is in the residuals now: the frames' room goes back to the nodes.
         batch.landed.clear();
+        let mut chosen = None;
         for layer in stage.layers.clone() {
             self.trunk.attend(&self.pool, &mut self.work, layer, &mut self.cache, &spans);
             let goes_out = self.trunk.gate(&self.pool, &mut self.work, layer);
             if goes_out {
-                self.tell_chosen(&batch);
+                chosen = Some(self.chosen(&batch));
                 self.note_visited(layer, &batch.runs);
+                if self.trunk.has_shared(layer) {
+                    chosen.take().into_iter().for_each(|chosen| (self.answer)(Answer::Chosen(chosen)));
+                }
             }
             self.trunk.forward(&self.pool, &mut self.work, layer);
             if goes_out {
@@ -376,7 +386,7 @@ impl<A: FnMut(Answer)> Worker<A> {
                 (self.sample(&batch.runs), scored)
             }
         };
-        (self.answer)(Answer::Done { work: batch, sampled, scored });
+        (self.answer)(Answer::Done { chosen, work: batch, sampled, scored });
     }
 
     /// Brings the residuals of the batch's rows together.
@@ -425,14 +435,14 @@ impl<A: FnMut(Answer)> Worker<A> {
         }
     }
 
-    /// Keeps the weights of what was chosen, and sends the rows on their way.
-    fn tell_chosen(&mut self, batch: &Work) {
+    /// Keeps the weights of what was chosen. The rest is for whoever sends the rows on their way.
+    fn chosen(&mut self, batch: &Work) -> ChosenExperts {
         let choices = &self.work.choices;
         for (row, weights) in batch.rows.iter().zip(choices.weights.chunks_exact(choices.top_k)) {
             self.weights[row.0 as usize * self.top_k_max..][..choices.top_k].copy_from_slice(weights);
         }
         let rows = bytes_of(&self.work.rows, &self.buffers);
-        (self.answer)(Answer::Chosen { stage: batch.stage, experts: choices.experts.clone(), rows });
+        ChosenExperts { stage: batch.stage, experts: choices.experts.clone(), rows }
     }
 
     /// Keeps what rows chose that are sampled later, for those who want to know. Nobody else pays for it.

@@ -237,6 +237,11 @@ impl Trunk {
         });
     }
 
+    /// Whether [`Trunk::forward`] computes shared experts of a layer.
+    pub fn has_shared(&self, layer: usize) -> bool {
+        matches!(&self.weights.layers[layer].forward, ForwardWeights::Moe(gate) if gate.shared.is_some())
+    }
+
     /// The feed-forward that is the trunk's own: a dense layer, or a sparse layer's shared experts.
     /// A dense layer's output goes to the residual at once; that of shared experts waits for
     /// [`Trunk::combine`].
