@@ -7,6 +7,12 @@
 //! Spinning pays when the next run comes within microseconds (a decode step has some hundred of them), and
 //! costs the neighbours when it does not. So threads on shared cores spin for 20 us only; threads that
 //! were given cores of their own, or whose callers take turns, spin longer.
+//!
+//! Threads that are not pinned are where the system puts them, which may be two on one core while another is idle: it leaves them
+//! there for milliseconds, and each of them waits for the other. So whoever begins a run moves workers that were last seen on its
+//! core, or on one another's, to others, from where the system may move them on as before.
+
+mod place;
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -15,6 +21,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
+
+use self::place::{Moving, Place};
 
 /// How long a thread spins before it parks, on cores that others use too.
 const SPIN_SHARED: Duration = Duration::from_micros(20);
@@ -26,6 +34,9 @@ const SPIN_OWNED: Duration = Duration::from_micros(500);
 /// one process is some four such turns, and a worker that has parked is late for each.
 const SPIN_TURNS: Duration = Duration::from_micros(150);
 
+/// Workers are moved at most so often: where others want all cores, moving does not help.
+const MOVE_EVERY: Duration = Duration::from_micros(500);
+
 /// More threads than this are a mistake in a configuration.
 const THREADS_MAX: usize = 1024;
 
@@ -36,8 +47,8 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     cores: Option<Vec<usize>>,
-    /// Held by the caller of a run, so that two callers take turns.
-    turn: Mutex<()>,
+    /// Held by the caller of a run, so that two callers take turns. When workers were moved last.
+    turn: Mutex<Option<Instant>>,
 }
 
 struct Shared {
@@ -54,6 +65,8 @@ struct Shared {
     caller: Mutex<Option<Thread>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     spin: Duration,
+    /// One per thread: where it was last seen to work.
+    places: Vec<Place>,
 }
 
 // SAFETY: `work` is written only by the caller that holds `turn`, while no worker runs (`busy` is 0), and
@@ -96,6 +109,7 @@ impl Pool {
             caller: Mutex::new(None),
             panic: Mutex::new(None),
             spin,
+            places: (0..threads).map(|_| Place::default()).collect(),
         });
         let workers = (1..threads)
             .map(|thread| {
@@ -105,14 +119,14 @@ impl Pool {
                     .name(format!("compute-{thread}"))
                     .spawn(move || {
                         if let Some(core) = core {
-                            pin(core);
+                            place::pin(core);
                         }
                         shared.serve(thread);
                     })
                     .expect("the system can start a thread")
             })
             .collect();
-        Pool { shared, workers, cores: cores.map(<[usize]>::to_vec), turn: Mutex::new(()) }
+        Pool { shared, workers, cores: cores.map(<[usize]>::to_vec), turn: Mutex::new(None) }
     }
 
     /// How many threads take part in a run, the caller's included.
@@ -123,7 +137,7 @@ impl Pool {
     /// Pins the calling thread to the first of the cores given, if any were.
     pub fn pin_caller(&self) {
         if let Some(cores) = &self.cores {
-            pin(cores[0]);
+            place::pin(cores[0]);
         }
     }
 
@@ -134,7 +148,7 @@ impl Pool {
             return work(0);
         }
         assert!(!RUNNING.get(), "a pool was run from inside a run");
-        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
         // SAFETY: only the lifetime is changed. This function does not return, nor unwind, before every
         // worker has finished with the reference (`busy` is 0).
@@ -143,11 +157,13 @@ impl Pool {
         unsafe { *shared.work.get() = Some(kept) };
         shared.busy.store(self.workers.len(), Ordering::Relaxed);
         shared.run.fetch_add(1, Ordering::SeqCst);
+        let moved = if self.cores.is_none() { shared.spread(&mut turn) } else { None };
         for (index, worker) in self.workers.iter().enumerate() {
             if shared.parked[index + 1].swap(false, Ordering::SeqCst) {
                 worker.thread().unpark();
             }
         }
+        drop(moved);
         RUNNING.set(true);
         let own = catch_unwind(AssertUnwindSafe(|| work(0)));
         RUNNING.set(false);
@@ -180,11 +196,13 @@ impl Shared {
     fn serve(&self, thread: usize) {
         RUNNING.set(true);
         let mut seen = 0;
+        self.places[thread].begin();
         loop {
             seen = self.wait_for_run(thread, seen);
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
+            self.places[thread].note();
             // SAFETY: `run` has moved, so the caller has written the cell and will not write it again
             // before `busy` is 0.
             let work = unsafe { *self.work.get() }.expect("work is set before a run begins");
@@ -199,6 +217,22 @@ impl Shared {
                 caller.unpark();
             }
         }
+    }
+
+    /// Has workers that would wait for a core of the others go to another, once they are woken.
+    fn spread(&self, moved: &mut Option<Instant>) -> Option<Vec<Moving>> {
+        self.places[0].note();
+        let mut workers = (1..self.places.len()).filter(|at| self.places[..*at].contains(&self.places[*at]));
+        let first = workers.next()?;
+        if moved.is_some_and(|at| at.elapsed() < MOVE_EVERY) {
+            return None;
+        }
+        *moved = Some(Instant::now());
+        let others = |worker: usize| (0..self.places.len()).filter(move |at| *at != worker);
+        let moving = |worker: usize| {
+            self.places[worker].leave(others(worker).filter_map(|other| self.places[other].core()))
+        };
+        Some(std::iter::once(first).chain(workers).filter_map(moving).collect())
     }
 
     fn wait_for_run(&self, thread: usize, seen: usize) -> usize {
@@ -232,7 +266,7 @@ impl Shared {
     }
 }
 
-/// Spins until `done` or for as long as `limit`; says whether it is done.
+/// Spins until `done` or for as long as `limit`; says whether it is done. After [`SPIN_SHARED`] whoever waits for this core has it.
 fn spin(limit: Duration, done: impl Fn() -> bool) -> bool {
     let start = Instant::now();
     loop {
@@ -242,28 +276,13 @@ fn spin(limit: Duration, done: impl Fn() -> bool) -> bool {
             }
             std::hint::spin_loop();
         }
-        if start.elapsed() >= limit {
-            return false;
+        match start.elapsed() {
+            spun if spun >= limit => return false,
+            spun if spun >= SPIN_SHARED => std::thread::yield_now(),
+            _ => {}
         }
     }
 }
-
-#[cfg(target_os = "linux")]
-fn pin(core: usize) {
-    if core >= libc::CPU_SETSIZE as usize {
-        return;
-    }
-    // SAFETY: an all-zero set is a valid set; `core` is below its size, and the call reads the set only.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(core, &mut set);
-        // A core that is not there is refused by the system; the thread then runs unpinned.
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn pin(_core: usize) {}
 
 #[cfg(test)]
 mod tests {
