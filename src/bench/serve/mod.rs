@@ -21,7 +21,7 @@ use self::load::{Form, Outcome};
 use self::server::Server;
 use super::cluster::Contender;
 use super::heard::{all_run, quantile};
-use super::model::Random;
+use super::model::{Random, median};
 use super::scratch::Scratch;
 use super::shape::{Shape, parse};
 use super::{checkpoint, leftover};
@@ -45,7 +45,8 @@ const SHORT_PROMPTS: usize = 20;
 ///
 /// Examples:
 ///   phalanx bench serve
-///   phalanx bench serve --concurrency 64 --rate 1,2,4 --ttft-max 2s --tpot-max 300ms
+///   phalanx bench serve --concurrency 64 --turns 5
+///   phalanx bench serve --rate 1,2,4 --ttft-max 2s --tpot-max 300ms
 ///   phalanx bench serve --cluster http://127.0.0.1:8080 --json
 ///   phalanx bench serve --idle-streams 1000
 #[derive(Debug, Args)]
@@ -76,6 +77,11 @@ pub(crate) struct Serve {
     /// Requests of each of these clients.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     requests: u32,
+
+    /// Turns that such clients and the same model alone take: speed moves within seconds where others share the machine. Shown
+    /// is the median of their ratios, each to the mean of the turns alone before and after.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    turns: u32,
 
     /// Requests in a second, which come whether or not earlier ones were answered.
     #[arg(long, value_name = "R,R", value_delimiter = ',', value_parser = rate)]
@@ -130,14 +136,20 @@ struct Figure {
     failed: Vec<String>,
     /// While all clients were being answered.
     tokens_per_s: f64,
-    /// The same model alone, at that batch.
-    alone_per_s: Option<f64>,
+    alone: Option<Alone>,
     ttft_ms: [f64; 3],
     tpot_ms: [f64; 3],
     /// Answers in a second that were in time.
     goodput: f64,
     /// Parts of the processor time that threads of the server took.
     cpu: Vec<(String, f64)>,
+}
+
+/// The same model alone, at that batch.
+struct Alone {
+    per_s: f64,
+    /// What clients had of that, turn by turn.
+    ratio: f64,
 }
 
 const PARTS: [f64; 3] = [0.5, 0.95, 0.99];
@@ -178,13 +190,8 @@ impl Serve {
         let mut figures = Vec::new();
         for &clients in &self.concurrency {
             let before = server.as_ref().map(Server::cpu);
-            let outcome =
-                load::closed(&remote, form, clients as usize, self.requests as usize, u64::from(clients));
-            let after = server.as_ref().map(Server::cpu);
-            let mut figure = self.figure(format!("{clients} clients"), outcome);
-            figure.cpu = shares(before, after);
-            figure.alone_per_s =
-                alone.as_mut().map(|alone| self.alone(alone, clients as usize, vocab)).transpose()?;
+            let mut figure = self.in_turns(&remote, form, clients as usize, alone.as_mut())?;
+            figure.cpu = shares(before, server.as_ref().map(Server::cpu));
             self.add(&mut figures, figure)?;
         }
         for &rate in &self.rate {
@@ -265,6 +272,49 @@ impl Serve {
         }
     }
 
+    /// So many clients, by turns with the same model alone where it is at hand.
+    fn in_turns(
+        &self,
+        remote: &Rc<Remote>,
+        form: Form,
+        clients: usize,
+        mut alone: Option<&mut Session>,
+    ) -> Result<Figure, Failure> {
+        let mut alone = || alone.as_mut().map(|alone| self.alone(alone, clients, form.vocab)).transpose();
+        let mut all = Outcome::default();
+        let (mut rates, mut alones, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        let mut before = alone()?;
+        let turns = before.map_or(1, |_| u64::from(self.turns));
+        for turn in 0..turns {
+            let outcome =
+                load::closed(remote, form, clients, self.requests as usize, turn << 16 | clients as u64);
+            let rate = self.tokens_per_s(&outcome);
+            rates.push(rate);
+            if let (Some(earlier), Some(later)) = (before, alone()?) {
+                ratios.push(2.0 * rate / (earlier + later));
+                alones.extend([earlier, later]);
+                before = Some(later);
+            }
+            all.heard.extend(outcome.heard);
+            all.failed.extend(outcome.failed);
+            all.took += outcome.took;
+        }
+        let mut figure = self.figure(format!("{clients} clients"), all);
+        figure.tokens_per_s = median(rates);
+        figure.alone = (!ratios.is_empty()).then(|| Alone { per_s: median(alones), ratio: median(ratios) });
+        Ok(figure)
+    }
+
+    /// Tokens in a second while all clients were being answered.
+    fn tokens_per_s(&self, Outcome { heard, took, .. }: &Outcome) -> f64 {
+        match all_run(heard).filter(|_| self.requests == 1) {
+            Some((start, end)) => {
+                heard.iter().map(|heard| heard.between(start, end)).sum::<f64>() / (end - start).as_secs_f64()
+            }
+            None => heard.iter().map(|heard| heard.at.len()).sum::<usize>() as f64 / took.as_secs_f64(),
+        }
+    }
+
     /// Tokens per second of the same model without a server.
     fn alone(&self, alone: &mut Session, batch: usize, vocab: usize) -> Result<f64, Failure> {
         let mut random = Random(batch as u64);
@@ -285,6 +335,7 @@ impl Serve {
     }
 
     fn figure(&self, name: String, outcome: Outcome) -> Figure {
+        let tokens_per_s = self.tokens_per_s(&outcome);
         let Outcome { heard, failed, took } = outcome;
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let mut firsts: Vec<f64> = heard.iter().filter_map(|heard| heard.first().map(ms)).collect();
@@ -294,18 +345,12 @@ impl Serve {
                 && heard.each().is_none_or(|each| each <= self.tpot_max)
         });
         let goodput = good.count() as f64 / took.as_secs_f64();
-        let tokens_per_s = match all_run(&heard).filter(|_| self.requests == 1) {
-            Some((start, end)) => {
-                heard.iter().map(|heard| heard.between(start, end)).sum::<f64>() / (end - start).as_secs_f64()
-            }
-            None => heard.iter().map(|heard| heard.at.len()).sum::<usize>() as f64 / took.as_secs_f64(),
-        };
         Figure {
             name,
             requests: heard.len() + failed.len(),
             failed,
             tokens_per_s,
-            alone_per_s: None,
+            alone: None,
             ttft_ms: PARTS.map(|part| quantile(&mut firsts, part)),
             tpot_ms: PARTS.map(|part| quantile(&mut each, part)),
             goodput,
@@ -353,8 +398,8 @@ fn check(figures: &[Figure]) -> Result<(), Failure> {
 
 impl Figure {
     fn line(&self) -> String {
-        let alone = match self.alone_per_s {
-            Some(alone) => format!("{:9.3}", self.tokens_per_s / alone),
+        let alone = match &self.alone {
+            Some(alone) => format!("{:9.3}", alone.ratio),
             None => format!("{:>9}", "-"),
         };
         let [first, first_95, first_99] = self.ttft_ms;
@@ -374,8 +419,8 @@ impl Figure {
         let parts = |values: [f64; 3]| json!({ "p50": values[0], "p95": values[1], "p99": values[2] });
         json!({
             "load": self.name, "requests": self.requests, "failed": self.failed.len(),
-            "tokens_per_s": self.tokens_per_s, "alone_tokens_per_s": self.alone_per_s,
-            "ratio": self.alone_per_s.map(|alone| self.tokens_per_s / alone),
+            "tokens_per_s": self.tokens_per_s, "alone_tokens_per_s": self.alone.as_ref().map(|alone| alone.per_s),
+            "ratio": self.alone.as_ref().map(|alone| alone.ratio),
             "goodput_per_s": self.goodput, "ttft_ms": parts(self.ttft_ms), "tpot_ms": parts(self.tpot_ms),
             "cpu": self.cpu.iter().map(|(name, part)| (name.clone(), json!(part))).collect::<serde_json::Map<_, _>>(),
         })
