@@ -2,13 +2,15 @@
 //! name.
 //!
 //! Shell. [`address`] turns what a person wrote into a socket address, and what the host says into an
-//! error with the address in it; [`socket`] sets a connection up; [`tls`] encrypts one; [`accept`] is where
-//! peers arrive. Frames are put on the connections by [`stream`](super::stream).
+//! error with the address in it; [`socket`] sets a connection up, and `attempts` begins anew beside one that hangs;
+//! [`tls`] encrypts one; [`accept`] is where peers arrive. Frames are put on the connections by [`stream`](super::stream).
 
 pub mod accept;
 pub mod address;
 pub mod socket;
 pub mod tls;
+
+mod attempts;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -87,17 +89,29 @@ impl TcpCarrier {
 
     /// The control connection at `address`, and which of its addresses answered.
     pub(super) async fn connect(&self, address: &str) -> Result<(Stream, SocketAddr), ConnectError> {
+        let (socket, at) = attempts::first(|| self.reach(address)).await?;
+        let stream = Stream::secured(socket, shown(at, address), &self.protection).await?;
+        Ok((stream, at))
+    }
+
+    /// The first of its addresses that answers.
+    async fn reach(&self, address: &str) -> Result<(TcpStream, SocketAddr), ConnectError> {
         let mut refused = None;
         for at in address::resolve(address, "tcp").await? {
             self.protection.permits(at, "tcp")?;
-            match Stream::dial(at, address, &self.protection).await {
-                Ok(stream) => return Ok((stream, at)),
+            match socket::connect(at, &shown(at, address)).await {
+                Ok(socket) => return Ok((socket, at)),
                 Err(why @ ConnectError::Unreachable { .. }) => refused = Some(why),
                 Err(why) => return Err(why),
             }
         }
         Err(refused.expect("a name resolves to one address at least"))
     }
+}
+
+/// An address as messages have it, which a person wrote as `written`.
+fn shown(at: SocketAddr, written: &str) -> String {
+    if written == at.to_string() { written.into() } else { format!("{written} ({at})") }
 }
 
 impl Carrier for TcpCarrier {
@@ -183,8 +197,17 @@ enum Wire {
 impl Stream {
     /// Connects to `at`, which a person wrote as `written`.
     async fn dial(at: SocketAddr, written: &str, protection: &Protection) -> Result<Self, ConnectError> {
-        let address = if written == at.to_string() { written.into() } else { format!("{written} ({at})") };
+        let address = shown(at, written);
         let socket = socket::connect(at, &address).await?;
+        Self::secured(socket, address, protection).await
+    }
+
+    /// A connection that has been made, which messages call `address`.
+    async fn secured(
+        socket: TcpStream,
+        address: String,
+        protection: &Protection,
+    ) -> Result<Self, ConnectError> {
         match protection {
             Protection::Plaintext(_) => Ok(Self::plain(socket, address)),
             Protection::Tls(tls) => match handshake::connect(tls, socket, CONNECT_MAX).await {
