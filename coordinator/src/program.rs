@@ -3,6 +3,7 @@
 //! A shell, for `phalanx-coordinator` and `phalanx serve`.
 
 use std::hash::BuildHasher;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use model::text::TextError;
 use model::trunk::Trunk;
 use model::weights::{DigestCache, ExpertId, Manifest};
 use settings::compute::{self, ThreadsError};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use transport::security::{Authority, Credentials, SecurityError, Tls};
@@ -31,6 +32,9 @@ use crate::trace::{Exporter, ExporterError, OtlpSettings, Tracer};
 
 /// Experts whose digests are computed at a time, so that a model larger than memory can be hashed.
 const HASHED_AT_ONCE: usize = 64;
+
+/// Clients that may have arrived and not been taken in yet; the system has a bound of its own, mostly this.
+const ARRIVING_MAX: u32 = 4096;
 
 /// A model's files.
 pub struct ModelFiles {
@@ -122,7 +126,7 @@ pub enum ProgramError {
     #[error("--http {address}: {why}; is another server there? give another address")]
     Http {
         /// The address.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// What the system says.
         why: std::io::Error,
     },
@@ -262,8 +266,17 @@ impl Config {
     /// Listens for clients.
     pub async fn bind(&self) -> Result<TcpListener, ProgramError> {
         let address = self.http();
-        TcpListener::bind(address).await.map_err(|why| ProgramError::Http { address, why })
+        listen(address).map_err(|why| ProgramError::Http { address, why })
     }
+}
+
+/// A listener as tokio binds one, but for how many clients may arrive at once: those who found no room would try again after a
+/// second.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(ARRIVING_MAX)
 }
 
 /// How clients come in.
