@@ -17,6 +17,12 @@ pub(super) const TAGS: [&str; 6] = [OPEN, CLOSE, FUNCTION, FUNCTION_END, PARAMET
 #[derive(Debug)]
 pub(super) struct Coder {
     tags: Tags,
+    calls: Calls,
+}
+
+/// What pieces of it come to.
+#[derive(Debug)]
+struct Calls {
     state: State,
     bare: Bare,
 }
@@ -36,24 +42,24 @@ enum State {
 
 impl Coder {
     pub(super) fn new(functions: &[Function]) -> Self {
-        Self { tags: Tags::new(&TAGS), state: State::Content, bare: Bare::new(functions) }
+        Self { tags: Tags::new(&TAGS), calls: Calls { state: State::Content, bare: Bare::new(functions) } }
     }
 
     pub(super) fn push(&mut self, char: char, parts: &mut Parts) {
-        let mut pieces = Vec::new();
-        self.tags.push(char, |piece| pieces.push(piece));
-        pieces.into_iter().for_each(|piece| self.take(piece, parts));
+        let Self { tags, calls } = self;
+        tags.push(char, |piece| calls.take(piece, parts));
     }
 
     pub(super) fn finish(&mut self, parts: &mut Parts) {
-        let mut pieces = Vec::new();
-        self.tags.finish(|piece| pieces.push(piece));
-        pieces.into_iter().for_each(|piece| self.take(piece, parts));
-        if let State::Function(name) = &self.state {
+        let Self { tags, calls } = self;
+        tags.finish(|piece| calls.take(piece, parts));
+        if let State::Function(name) = &calls.state {
             [FUNCTION, name].into_iter().for_each(|text| parts.content_text(text));
         }
     }
+}
 
+impl Calls {
     fn take(&mut self, piece: Piece, parts: &mut Parts) {
         match (piece, &mut self.state) {
             (Piece::Tag(0), State::Content) => self.state = State::Call,

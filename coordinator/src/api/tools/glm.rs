@@ -17,6 +17,12 @@ pub(super) const TAGS: [&str; 6] = [OPEN, CLOSE, KEY, KEY_END, VALUE, VALUE_END]
 #[derive(Debug)]
 pub(super) struct Glm {
     tags: Tags,
+    calls: Calls,
+}
+
+/// What pieces of it come to.
+#[derive(Debug)]
+struct Calls {
     state: State,
     bare: Bare,
     /// Of the argument that comes.
@@ -36,25 +42,26 @@ enum State {
 
 impl Glm {
     pub(super) fn new(functions: &[Function]) -> Self {
-        Self { tags: Tags::new(&TAGS), state: State::Content, bare: Bare::new(functions), key: String::new() }
+        let calls = Calls { state: State::Content, bare: Bare::new(functions), key: String::new() };
+        Self { tags: Tags::new(&TAGS), calls }
     }
 
     pub(super) fn push(&mut self, char: char, parts: &mut Parts) {
-        let mut pieces = Vec::new();
-        self.tags.push(char, |piece| pieces.push(piece));
-        pieces.into_iter().for_each(|piece| self.take(piece, parts));
+        let Self { tags, calls } = self;
+        tags.push(char, |piece| calls.take(piece, parts));
     }
 
     pub(super) fn finish(&mut self, parts: &mut Parts) {
-        let mut pieces = Vec::new();
-        self.tags.finish(|piece| pieces.push(piece));
-        pieces.into_iter().for_each(|piece| self.take(piece, parts));
+        let Self { tags, calls } = self;
+        tags.finish(|piece| calls.take(piece, parts));
         // A name that nothing followed is no call.
-        if let State::Name(name) = &self.state {
+        if let State::Name(name) = &calls.state {
             [OPEN, name].into_iter().for_each(|text| parts.content_text(text));
         }
     }
+}
 
+impl Calls {
     fn take(&mut self, piece: Piece, parts: &mut Parts) {
         match (piece, &mut self.state) {
             (Piece::Tag(0), State::Content) => self.state = State::Name(String::new()),
