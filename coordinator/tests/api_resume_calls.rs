@@ -173,3 +173,14 @@ fn a_call_of_another_choice_keeps_its_id() {
     assert_eq!(both, whole);
     assert_eq!(whole.calls.len(), 1, "{whole:?}");
 }
+
+/// Of a template whose answers begin as thoughts they go on as thoughts.
+#[test]
+fn thoughts_go_on_after_every_event() {
+    let template = "{{ messages[0].content }}=<think>";
+    let server = Server::made(Made { template: Some(template), ..Made::default() });
+    let body = json!({"messages": [{"role": "user", "content": "x"}], "temperature": 2, "seed": 5, "max_tokens": 40,
+        "ignore_eos": true, "stream": true, "phalanx": {"return_token_ids": true}});
+    let told = check_every_cut(&server, &body);
+    assert!(told.content.is_empty() && told.reasoning.chars().count() > 5, "{told:?}");
+}

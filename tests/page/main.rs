@@ -77,6 +77,7 @@ fn the_page_shows_the_formation_and_talks() {
         browser.wait("document.documentElement.scrollWidth <= 390");
         browser.picture(&format!("{scheme}-phone"));
     }
+    goes_on_after_cuts(&mut browser);
     asks_for_a_key(&mut browser, &served.url);
     assert_eq!(browser.complaints, [] as [&str; 0]);
     let outside: Vec<_> = browser
@@ -136,6 +137,30 @@ fn asks_for_a_key(browser: &mut Browser, url: &str) {
     assert_eq!(kept, serde_json::json!([0, "sesame", ""]));
     // Chromium itself writes down that it was refused.
     browser.complaints.retain(|complaint| !complaint.contains("status of 401"));
+}
+
+/// A stream that is cut twice, each time after two events: the page comes back with the last event's id, and shows what an unbroken
+/// stream shows.
+fn goes_on_after_cuts(browser: &mut Browser) {
+    let shown = format!("[...{LAST}.querySelectorAll('span')].map((piece) => piece.textContent)");
+    let whole = browser.value(&shown);
+    assert!(whole.as_array().unwrap().len() > 4, "{whole}");
+    browser.value(
+        "(() => { const real = window.fetch; window.asked = []; window.fetch = async (url, how) => { \
+         const response = await real(url, how); if (!String(url).includes('v1/chat')) return response; \
+         window.asked.push(how.headers['Last-Event-ID'] ?? ''); if (window.asked.length > 2) return response; \
+         const events = (await response.text()).split('\\n\\n').slice(0, 2); \
+         return new Response(`${events.join('\\n\\n')}\\n\\n`, { headers: response.headers }) } })()",
+    );
+    browser.click("document.getElementById('question')");
+    browser.write("sort 4921=");
+    browser.press("Enter");
+    browser.wait("window.asked.length === 3");
+    browser.wait(&format!("{LAST}?.textContent === '1249;'"));
+    browser.wait("document.getElementById('send').textContent === 'Send'");
+    assert_eq!(browser.value(&shown), whole);
+    let asked = browser.value("window.asked");
+    assert!(asked[0] == "" && asked[1] != "" && asked[2] != "" && asked[1] != asked[2], "{asked}");
 }
 
 fn chats(browser: &mut Browser, url: &str) {

@@ -434,6 +434,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::api::resume::TokensSum;
 
     fn answer(form: Form, choices: usize, wanted: Wanted) -> Answer {
         let head = Head {
@@ -592,5 +593,49 @@ mod tests {
         first["top_logprobs"] = Value::Array(vec![spelled(9, -0.5)]);
         let expected = serde_json::json!({"content": [first], "refusal": null});
         assert_eq!(choice(&chunk(&mut likely, 0, None))["logprobs"], expected);
+    }
+
+    /// Cut after any of its tokens, also within the tag that ends the thoughts, an answer goes on as what it was: thoughts, or what
+    /// is said.
+    #[test]
+    fn thoughts_go_on_as_thoughts() {
+        let pieces = ["I ", "", "think</th", "ink>", "\n\n", "so", "</think>", ""];
+        let thinking = || {
+            let mut answer = answer(Form::Chat, 1, Wanted::default());
+            answer.read_with(None, 0, || Reader::new(None, &[], Some(true)));
+            answer
+        };
+        let tell = |answer: &mut Answer, from: usize, to: usize, said: &mut [String; 2]| {
+            for (id, piece) in pieces.iter().enumerate().take(to) {
+                answer.push(0, Some(Token { id: id as u32, ..Token::default() }), piece).unwrap();
+                let is_last = id + 1 == pieces.len();
+                if id >= from && (answer.has_news(0) || is_last) {
+                    let delta = &parsed(&chunk(answer, 0, is_last.then_some(FinishReason::Stop)))["choices"]
+                        [0]["delta"];
+                    for (key, said) in ["reasoning_content", "content"].iter().zip(&mut *said) {
+                        *said += delta[key].as_str().unwrap_or_default();
+                    }
+                }
+            }
+        };
+        let mut whole = <[String; 2]>::default();
+        tell(&mut thinking(), 0, pieces.len(), &mut whole);
+        assert_eq!(whole, ["I think", "so</think>"]);
+        for cut in 1..pieces.len() {
+            let (mut said, mut tokens) = (<[String; 2]>::default(), TokensSum::default());
+            tell(&mut thinking(), 0, cut, &mut said);
+            (0..cut).for_each(|id| tokens.push(id as u32));
+            let tokens_count = cut as u32;
+            let place = Place {
+                choice: 0,
+                tokens_count,
+                tokens,
+                is_flushed: false,
+                is_ended: false,
+                has_left_out: false,
+            };
+            tell(&mut thinking().resumed(&place, &[]), cut, pieces.len(), &mut said);
+            assert_eq!(said, whole, "cut after {cut}");
+        }
     }
 }
