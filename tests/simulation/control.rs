@@ -293,8 +293,9 @@ impl Control {
             cluster: &cluster,
             statistics: &self.loads.statistics(now),
             previous: &previous,
+            published: self.publisher.published(),
             banned: self.publisher.banned(),
-            may_leave_out: false,
+            forced: &self.membership.forced(),
         };
         if let Some(placement) = self.placer.handle_changed(facts, now) {
             self.publisher.handle_wanted(placement);

@@ -3,6 +3,8 @@
 //! Pure: it asks the cores, and changes none of them. Whoever gets a [`Change`] stores who is drained from now on, and then
 //! tells membership.
 
+use std::collections::BTreeSet;
+
 use super::cluster::{Demand, Statistics};
 use super::drain::{DrainRefused, Drained, Held, Manner, closed};
 use super::membership::Membership;
@@ -99,8 +101,9 @@ impl Deciding<'_> {
             cluster: &cluster,
             statistics: self.statistics,
             previous: &self.publisher.previous(),
+            published: self.publisher.published(),
             banned: self.publisher.banned(),
-            may_leave_out: false,
+            forced: &BTreeSet::new(),
         };
         match self.placer.look(facts) {
             Ok(_) => Ok(()),

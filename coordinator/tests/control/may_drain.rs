@@ -51,16 +51,7 @@ impl Cluster {
 
     /// All that follows from the cluster as it is: loads succeed, and nothing is out.
     fn lay_out(&mut self, now: Instant) {
-        let facts = Facts {
-            demand: &demand(0..1, 4, 10),
-            cluster: &self.membership.cluster(),
-            statistics: &Statistics::default(),
-            previous: &self.publisher.previous(),
-            banned: self.publisher.banned(),
-            may_leave_out: self.membership.has_forced(),
-        };
-        let wanted = self.placer.handle_changed(facts, now).unwrap();
-        self.publisher.handle_wanted(wanted);
+        self.want(now);
         while let Some(action) = self.publisher.poll_action() {
             match action {
                 Action::Tell { node, epoch, .. } => self.publisher.handle_holding(node, epoch, &[]),
@@ -68,6 +59,21 @@ impl Cluster {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    /// The placement that suits the cluster as it is.
+    fn want(&mut self, now: Instant) {
+        let facts = Facts {
+            demand: &demand(0..1, 4, 10),
+            cluster: &self.membership.cluster(),
+            statistics: &Statistics::default(),
+            previous: &self.publisher.previous(),
+            published: self.publisher.published(),
+            banned: self.publisher.banned(),
+            forced: &self.membership.forced(),
+        };
+        let wanted = self.placer.handle_changed(facts, now).unwrap();
+        self.publisher.handle_wanted(wanted);
     }
 
     fn ask<T>(&self, ask: impl FnOnce(Deciding<'_>) -> T) -> T {
@@ -86,6 +92,12 @@ impl Cluster {
 
     fn undrain(&self, name: &str) -> Result<Change, DrainRefused> {
         self.ask(|deciding| deciding.undrain(name))
+    }
+
+    /// Experts that are published, each with the node of its replica.
+    fn published(&self) -> Vec<(u32, String)> {
+        let actors = self.publisher.published().actors();
+        actors.map(|(actor, seat)| (actor.expert, self.membership.name(seat.node))).collect()
     }
 
     /// As a shell does that has stored it.
@@ -141,6 +153,41 @@ fn who_leaves_too_little_room_is_drained_by_force_alone_and_the_last_one_never()
     for manner in [Manner::Kindly, Manner::ByForce] {
         assert_eq!(cluster.drain("b", manner), Err(DrainRefused::OnlyOne { name: "b".into() }));
     }
+}
+
+/// Whoever is drained by force gives up what has no room elsewhere. Others that are drained or want to go beside him do not: they
+/// are waited for, and their experts are served as long as they are there.
+#[test]
+fn force_takes_nothing_from_those_who_are_drained_kindly() {
+    let mut cluster = Cluster::new(&[20, 20, 40]);
+    let both = cluster.published();
+    let of = |name: &str| both.iter().filter(|(_, node)| node == name).cloned().collect::<Vec<_>>();
+    assert!(["a", "b", "c"].iter().all(|name| !of(name).is_empty()), "{both:?}");
+    // Before anything has moved, the only one dies that could take anything.
+    let forced = drained(&[("a", Manner::ByForce), ("b", Manner::Kindly)]);
+    cluster.membership.handle_drained(forced);
+    let c = cluster.membership.named("c").unwrap().node;
+    cluster.membership.handle_link_ended(LinkId(2), Instant::now());
+    cluster.publisher.handle_link_ended(c);
+    cluster.lay_out(Instant::now());
+    assert_eq!(cluster.published(), of("b"));
+    let idle = ["a", "b"].map(|name| cluster.publisher.is_idle(cluster.membership.named(name).unwrap().node));
+    assert_eq!(idle, [true, false]);
+}
+
+/// ... nor when what they hold is on its way to him already.
+#[test]
+fn who_is_to_take_over_and_is_drained_by_force_leaves_it_where_it_is() {
+    let now = Instant::now();
+    let mut cluster = Cluster::new(&[10, 10, 40]);
+    let before = cluster.published();
+    cluster.membership.handle_drained(drained(&[("b", Manner::Kindly)]));
+    cluster.want(now);
+    assert_eq!(cluster.published(), before, "c loads what b holds");
+    cluster.membership.handle_drained(drained(&[("b", Manner::Kindly), ("c", Manner::ByForce)]));
+    cluster.lay_out(now);
+    let others = before.into_iter().filter(|(_, node)| node != "c").collect::<Vec<_>>();
+    assert_eq!((others.len(), cluster.published()), (2, others));
 }
 
 /// A name that nobody has is a slip; one that is drained or was here is known, whether or not it is there.
