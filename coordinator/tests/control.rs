@@ -6,6 +6,7 @@ mod control {
     mod improve;
     mod loads;
     mod make;
+    mod may_drain;
     mod membership;
     mod placement;
     mod placement_property;

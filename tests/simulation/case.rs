@@ -7,14 +7,18 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coordinator::control::cluster::{Cluster, Demand, LayerDemand, NodeOffer, Statistics};
+use coordinator::control::drain::Manner;
 use coordinator::control::policy::{Constraints, Policy, Request, place};
 use coordinator::control::rebalance::RebalanceSettings;
 use coordinator::data::flow::Forwarding;
 use coordinator::data::forwarding::Choice;
+use coordinator::data::request::OnMissing;
 use coordinator::placement::NodeId;
 
 use crate::clock::MS;
+use crate::kills::{Ambush, Amid};
 use crate::model::{Layer, Model};
+use crate::operators::Wish;
 use crate::random::Random;
 
 /// Bytes of a shard of an expert.
@@ -27,6 +31,7 @@ pub(crate) struct Asking {
     pub(crate) prompt: Vec<u32>,
     pub(crate) tokens_max: u32,
     pub(crate) priority: i64,
+    pub(crate) on_missing: OnMissing,
     /// It is given so long; by default longer than a run lasts.
     pub(crate) within: Option<u64>,
     /// It is cancelled after so long.
@@ -100,6 +105,20 @@ pub(crate) enum Fault {
     Forward(Forwarding),
     /// Another coordinator begins, and takes over.
     Rival,
+    /// An operator wants something of a node, which may be none that there is, and of some drains the contrary later.
+    Ask {
+        coordinator: usize,
+        node: usize,
+        wish: Wish,
+        undone_after: Option<u64>,
+    },
+    /// Nothing can be stored for so long.
+    FillDisk {
+        coordinator: usize,
+        lasts: u64,
+    },
+    /// Somebody is killed when he is amid something.
+    Ambush(Ambush),
 }
 
 /// See the module.
@@ -133,6 +152,8 @@ pub(crate) struct Case {
     pub(crate) slow_loads: u64,
     pub(crate) bad_loads: u64,
     pub(crate) fetches_weights: bool,
+    /// How long nodes wait to be let go.
+    pub(crate) leave_max: u64,
     pub(crate) asks: Vec<Asking>,
     pub(crate) faults: Vec<(u64, Fault)>,
     pub(crate) faults_end: u64,
@@ -150,7 +171,7 @@ impl Case {
         let nodes = devices(&demand, nodes_count, replicas_min, random);
         // Shards of a replica take devices of their own, and replicas nodes of their own: where those are too few, one must do.
         let constraints = |replicas_min| Constraints { replicas_min, ..Constraints::default() };
-        let can_be = places(policy, &demand, &nodes, &constraints(replicas_min));
+        let can_be = places(policy, &demand, &nodes, &constraints(replicas_min), |_| false);
         let constraints = constraints(if can_be { replicas_min } else { 1 });
         let mut begin = || {
             let longest = if random.chance(150) { 3_000 } else { 50 };
@@ -198,11 +219,19 @@ impl Case {
             slow_loads: random.pick(&[0, 50, 500]),
             bad_loads: random.pick(&[0, 0, 0, 60]),
             fetches_weights: random.chance(400),
+            leave_max: random.pick(&[300, 2_000, 20_000]) * MS,
             asks,
             faults,
             faults_end,
             model: Rc::new(model),
         }
+    }
+}
+
+impl Case {
+    /// Whether everything has its place without these nodes, where all others are there.
+    pub(crate) fn places_without(&self, is_drained: impl Fn(usize) -> bool) -> bool {
+        places(self.policy, &self.demand, &self.nodes, &self.constraints, is_drained)
     }
 }
 
@@ -230,14 +259,20 @@ fn devices(demand: &Demand, nodes: usize, replicas_min: u8, random: &mut Random)
     counts.into_iter().map(|count| vec![each * SHARD_BYTES; count as usize]).collect()
 }
 
-/// Whether everything has its place where all nodes are there.
-fn places(policy: Policy, demand: &Demand, nodes: &[Vec<u64>], constraints: &Constraints) -> bool {
+/// Whether everything has its place where all nodes are there, and these are drained.
+fn places(
+    policy: Policy,
+    demand: &Demand,
+    nodes: &[Vec<u64>],
+    constraints: &Constraints,
+    is_drained: impl Fn(usize) -> bool,
+) -> bool {
     let offer = |(node, devices): (usize, &Vec<u64>)| NodeOffer {
         id: NodeId(node as u32),
         name: format!("n{node}"),
         devices: devices.clone(),
         labels: BTreeMap::new(),
-        is_leaving: false,
+        is_leaving: is_drained(node),
     };
     let cluster = Cluster::new(nodes.iter().enumerate().map(offer).collect());
     let statistics = Statistics::default();
@@ -268,6 +303,7 @@ fn asks(model: &Model, faults_end: u64, random: &mut Random) -> Vec<Asking> {
                 prompt,
                 tokens_max: random.within(1, 14) as u32,
                 priority: random.below(7) as i64 - 3,
+                on_missing: if random.chance(250) { OnMissing::Drop } else { OnMissing::Exact },
                 within: random.chance(80).then(|| random.within(200, 3_000) * MS),
                 cancelled_after: random.chance(100).then(|| random.below(1_500) * MS),
                 poison,
@@ -283,23 +319,44 @@ fn faults(nodes: usize, coordinators: usize, end: u64, random: &mut Random) -> V
     }
     for _ in 0..random.below(9) {
         let mut at = random.below(end);
-        faults.push((at, fault(nodes, at, end, random)));
+        let first = fault(nodes, coordinators, at, end, random);
+        faults.push((at, first));
+        match first {
+            // Whoever was killed is killed again as soon as he is back.
+            Fault::KillNode { back_after, .. } | Fault::KillCoordinator { back_after, .. }
+                if random.chance(150) =>
+            {
+                let again = at + back_after + random.below(500 * MS);
+                faults.push((again.min(end - 1), first));
+            }
+            // Whoever gives away what he holds is killed before he is done, or somebody who takes it.
+            Fault::Ask { wish: Wish::Drain(_), .. } if random.chance(400) => {
+                faults.push((at, ambush(random.pick(&Amid::OF_DRAINS), at, random)));
+            }
+            Fault::Shuffle { .. } if random.chance(300) => {
+                faults.push((at, ambush((Amid::Rebalance, random.chance(500)), at, random)));
+            }
+            Fault::Leave { .. } if random.chance(250) => {
+                faults.push((at, ambush((Amid::Leaving, true), at, random)));
+            }
+            _ => {}
+        }
         // Troubles come in company: while one is dealt with another one comes.
         while random.chance(350) {
             let pause = random.pick(&[2, 30, 300]) * MS;
             at = (at + random.below(pause)).min(end - 1);
-            faults.push((at, fault(nodes, at, end, random)));
+            faults.push((at, fault(nodes, coordinators, at, end, random)));
         }
     }
     faults
 }
 
-fn fault(nodes: usize, at: u64, end: u64, random: &mut Random) -> Fault {
+fn fault(nodes: usize, coordinators: usize, at: u64, end: u64, random: &mut Random) -> Fault {
     let node = random.below(nodes as u64) as usize;
     let longest = random.pick(&[20, 400, 4_000]) * MS;
     let lasts = (MS + random.below(longest)).min(end - at);
     let coordinator = 0;
-    match random.below(30) {
+    match random.below(42) {
         0..=6 => Fault::KillNode { node, back_after: lasts },
         7 | 8 => Fault::KillCoordinator { coordinator, back_after: lasts },
         9..=11 => Fault::FreezeNode { node, lasts },
@@ -315,6 +372,31 @@ fn fault(nodes: usize, at: u64, end: u64, random: &mut Random) -> Fault {
         24 | 25 => Fault::Strike { node, which: random.next(), times: random.pick(&[1, 1, 2, 6]) },
         26 | 27 => Fault::Shuffle { coordinator },
         28 => Fault::Forward(random.pick(&[Forwarding::Partial, Forwarding::Whole])),
-        _ => Fault::Shuffle { coordinator },
+        29 => Fault::Shuffle { coordinator },
+        30..=36 => ask(nodes, coordinators, lasts, random),
+        37 => Fault::FillDisk { coordinator, lasts },
+        _ => ambush(random.pick(&Amid::AMBUSHES), at, random),
     }
+}
+
+/// What an operator wants. Mostly of nodes that there are.
+fn ask(nodes: usize, coordinators: usize, lasts: u64, random: &mut Random) -> Fault {
+    let named = if random.chance(50) { nodes + 1 } else { nodes };
+    let wish = match random.below(10) {
+        0..=5 => Wish::Drain(Manner::Kindly),
+        6 | 7 => Wish::Drain(Manner::ByForce),
+        _ => Wish::Undrain,
+    };
+    Fault::Ask {
+        coordinator: random.below(coordinators as u64) as usize,
+        node: random.below(named as u64) as usize,
+        wish,
+        undone_after: random.chance(400).then_some(lasts),
+    }
+}
+
+fn ambush((amid, is_node): (Amid, bool), at: u64, random: &mut Random) -> Fault {
+    let (longest, pause) = (random.pick(&[1, 3, 40]) * MS, random.pick(&[20, 400, 4_000]) * MS);
+    let (after, back_after) = (random.below(longest), MS + random.below(pause));
+    Fault::Ambush(Ambush { amid, is_node, after, back_after, until: at + 3_000 * MS })
 }

@@ -1,9 +1,11 @@
 //! Clients: they ask, hear, go elsewhere when their coordinator has gone, and hold every answer against the oracle's.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use coordinator::data::exchange::RowFailed;
+use coordinator::data::request::{Missing, OnMissing};
 use coordinator::data::scheduler::{Priority, RequestId};
 
 use crate::case::Asking;
@@ -16,6 +18,8 @@ use crate::world::Sky;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Heard {
     Token(u32),
+    /// What was computed since the last token went on without these.
+    Missing(Vec<Missing>),
     /// The answer is complete, or as long as there are pages.
     End {
         is_full: bool,
@@ -41,6 +45,7 @@ pub(crate) struct Submission {
     pub(crate) tokens: Vec<u32>,
     pub(crate) tokens_max: u32,
     pub(crate) priority: Priority,
+    pub(crate) on_missing: OnMissing,
     pub(crate) deadline: Instant,
     pub(crate) oracle: Rc<Oracle>,
 }
@@ -53,6 +58,8 @@ pub(crate) struct Client {
     /// Some row of it fells whoever computes it.
     is_poisoned: bool,
     tokens: Vec<u32>,
+    /// What its tokens were computed without, as it was told: rows, by layer and expert.
+    lacks: BTreeMap<(u32, u32), u64>,
     /// How often it was asked.
     pub(crate) times: u32,
     /// Where it was asked last.
@@ -70,12 +77,18 @@ pub(crate) enum Outcome {
 
 impl Client {
     pub(crate) fn new(asking: Asking, oracle: Rc<Oracle>, is_poisoned: bool) -> Self {
-        Self { asking, oracle, is_poisoned, tokens: Vec::new(), times: 0, asked: None, outcome: None }
+        let (tokens, lacks) = (Vec::new(), BTreeMap::new());
+        Self { asking, oracle, is_poisoned, tokens, lacks, times: 0, asked: None, outcome: None }
     }
 
     /// What is asked for now, with the tokens that are known already.
     pub(crate) fn submission(&mut self, client: usize, sky: &Sky) -> Submission {
         self.times += 1;
+        // What lacks something cannot be gone on with: it is asked for anew.
+        if !self.lacks.is_empty() {
+            self.tokens.clear();
+            self.lacks.clear();
+        }
         let within = self.asking.within.unwrap_or(600_000 * MS);
         Submission {
             client: (client, self.times),
@@ -83,6 +96,7 @@ impl Client {
             tokens: self.tokens.clone(),
             tokens_max: self.asking.tokens_max,
             priority: Priority::new(self.asking.priority).expect("a priority"),
+            on_missing: self.asking.on_missing,
             deadline: sky.clock.now() + Duration::from_nanos(within),
             oracle: Rc::clone(&self.oracle),
         }
@@ -94,8 +108,13 @@ impl Client {
             return false;
         }
         match heard {
+            Heard::Missing(missing) => {
+                self.hear_missing(number, &missing, sky);
+                return false;
+            }
             Heard::Token(token) => {
-                if self.oracle.answer.get(self.tokens.len()) != Some(&token) {
+                self.check_lacks(number, sky);
+                if self.lacks.is_empty() && self.oracle.answer.get(self.tokens.len()) != Some(&token) {
                     let at = self.tokens.len();
                     violation(
                         "oracle",
@@ -137,8 +156,43 @@ impl Client {
         false
     }
 
+    fn hear_missing(&mut self, number: usize, missing: &[Missing], sky: &Sky) {
+        let is_one = |of: &Missing| {
+            let demand = sky.case.demand.layers.get(&of.layer);
+            demand.is_some_and(|demand| of.expert < demand.experts) && of.rows > 0
+        };
+        let is_asked_for = self.asking.on_missing == OnMissing::Drop;
+        if !is_asked_for || missing.is_empty() || !missing.iter().all(is_one) {
+            violation("missing", format!("client {number} is told that this was left out: {missing:?}"));
+        }
+        for Missing { layer, expert, rows } in missing {
+            *self.lacks.entry((*layer, *expert)).or_default() += rows;
+        }
+    }
+
+    /// What its rows were combined without was told before the token that it bears on.
+    fn check_lacks(&self, number: usize, sky: &Sky) {
+        let lacked = sky.watch.lacked((number, self.times));
+        let mut untold =
+            lacked.filter(|(expert, rows)| self.lacks.get(*expert).is_none_or(|told| told < *rows));
+        if let Some((expert, rows)) = untold.next() {
+            let told = &self.lacks;
+            let what =
+                format!("client {number}: {rows} rows went on without {expert:?}, it was told {told:?}");
+            violation("missing", what);
+        }
+    }
+
+    /// Something was left out of its answer.
+    pub(crate) fn has_lacked(&self) -> bool {
+        !self.lacks.is_empty()
+    }
+
     fn end(&mut self, number: usize, is_full: bool, sky: &Sky) {
-        let is_whole = self.tokens == self.oracle.answer;
+        self.check_lacks(number, sky);
+        // Where something was left out the trunk has seen to it that each token is what follows without it.
+        let is_whole =
+            if self.lacks.is_empty() { self.tokens == self.oracle.answer } else { self.is_complete() };
         let is_as_long_as_may_be =
             self.asking.prompt.len() + self.tokens.len() > sky.case.pages as usize * 64;
         let is_right = if is_full { is_as_long_as_may_be } else { is_whole };
@@ -154,6 +208,11 @@ impl Client {
         let poison =
             |outcome: &Outcome| matches!(outcome, Outcome::Failed(Failure::Row(RowFailed::Poison { .. })));
         !self.is_poisoned && self.outcome.as_ref().is_some_and(poison)
+    }
+
+    /// It has no answer, though it waits for nobody.
+    pub(crate) fn waits_though_it_may_drop(&self) -> bool {
+        self.outcome.is_none() && self.asking.on_missing == OnMissing::Drop
     }
 
     /// Its answer was complete before its coordinator could say so.

@@ -2,29 +2,33 @@
 //!
 //! A shell, as `control/actor.rs`, `hear.rs` and `layout.rs` are, without what they keep for people.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use coordinator::control::cluster::Statistics;
+use coordinator::control::drain::Drained;
 use coordinator::control::loads::{Loads, LoadsSettings};
-use coordinator::control::membership::{self, Joining, Membership, MembershipSettings};
+use coordinator::control::membership::{self, Joining, Member, Membership, MembershipSettings};
 use coordinator::control::placer::{Facts, Placer, PlacerSettings};
 use coordinator::control::policy::{Request, improve};
 use coordinator::control::publisher::{self, Publisher, Standing};
 use coordinator::control::rebalance::{self, Rebalancer};
 use coordinator::data::ids::LinkId;
 use coordinator::data::start::room_between;
-use coordinator::placement::NodeId;
+use coordinator::placement::{NodeId, Placement, Seat};
 use transport::carrier::Vouched;
 use transport::link::Event as LinkEvent;
 use transport::wire::cluster::{ActorId, Assignment, Cluster, Hold, Joined, ToCoordinator, ToNode};
 use transport::wire::control::CloseReason;
 
+use crate::bugs::Bug;
 use crate::clock::{MS, US};
 use crate::coordinator::{CoordinatorEvent, Observed, ToData};
 use crate::frame::Moving;
 use crate::network::{EndId, limits};
 use crate::node::Node;
+use crate::watch::violation;
 use crate::world::{Event, Sky};
 
 /// How often statistics and loads are looked at.
@@ -40,19 +44,27 @@ struct Session {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Control {
-    at: usize,
+    pub(crate) at: usize,
     life: u32,
     pub(crate) membership: Membership,
     pub(crate) publisher: Publisher,
     pub(crate) placer: Placer,
     rebalancer: Option<Rebalancer>,
-    loads: Loads,
+    pub(crate) loads: Loads,
     sessions: BTreeMap<LinkId, Session>,
     link_next: u32,
     /// What the data plane is to be told.
     pub(crate) to_data: Vec<ToData>,
     /// Another coordinator publishes.
     pub(crate) is_superseded: bool,
+    /// What is wanted is what was published made better.
+    has_rebalanced: bool,
+    /// What was published last.
+    announced: Arc<Placement>,
+    /// Nodes that have lost a device, or something that they had said they hold, since they joined.
+    lost: BTreeSet<NodeId>,
+    /// Nodes that joined anew since what was published was announced.
+    renewed: BTreeSet<NodeId>,
 }
 
 impl Control {
@@ -70,10 +82,17 @@ impl Control {
             start_window: Duration::from_millis(400),
             rebalance: case.rebalance,
         };
+        let disk = &sky.disks[at];
+        let drained = match sky.has_bug(Bug::ForgetsDrained) {
+            true => Drained::default(),
+            false => Drained::read(&disk.drained).expect("what was written there"),
+        };
+        sky.operators.check(at, &drained);
+        let membership = Membership::new(settings, disk.term, now).with_drained(drained);
         Self {
             at,
             life,
-            membership: Membership::new(settings, sky.disks[at], now),
+            membership,
             publisher: Publisher::new(case.demand.clone()),
             placer: Placer::new(placer, now),
             rebalancer: case.rebalance.map(|settings| Rebalancer::new(settings, now)),
@@ -82,7 +101,16 @@ impl Control {
             link_next: 0,
             to_data: Vec::new(),
             is_superseded: false,
+            has_rebalanced: false,
+            announced: Arc::default(),
+            lost: BTreeSet::new(),
+            renewed: BTreeSet::new(),
         }
+    }
+
+    /// What is wanted is about to become better than what was published.
+    pub(crate) fn is_rebalancing(&self) -> bool {
+        self.has_rebalanced && self.publisher.standing() != Standing::default()
     }
 
     fn later(&self, nanos: u64, what: CoordinatorEvent, sky: &mut Sky) {
@@ -107,7 +135,11 @@ impl Control {
 
     /// A term is on disk.
     pub(crate) fn stored(&mut self, term: u64, sky: &mut Sky) {
-        sky.disks[self.at] = sky.disks[self.at].max(term);
+        if sky.disks[self.at].is_full {
+            return self.later(LOOK_EVERY, CoordinatorEvent::Stored(term), sky);
+        }
+        let disk = &mut sky.disks[self.at];
+        disk.term = disk.term.max(term);
         self.membership.handle_stored(term);
         self.carry_out(sky);
     }
@@ -165,6 +197,9 @@ impl Control {
                 self.membership.handle_join(joining, now);
             }
             (ToCoordinator::Holding(holding), Some(node)) => {
+                if !holding.failed.is_empty() {
+                    self.lost.insert(node);
+                }
                 self.publisher.handle_holding(node, holding.epoch, &holding.failed);
                 self.publisher.handle_stale(holding.epoch.term);
                 if self.publisher.loading_bytes(node) == 0
@@ -195,6 +230,7 @@ impl Control {
     /// An actor that does not stand counts as a device that is lost.
     fn lose_device(&mut self, node: NodeId, actor: ActorId) {
         if let Some(device) = self.publisher.device_of(node, actor) {
+            self.lost.insert(node);
             self.membership.handle_device_lost(node, device);
             self.publisher.handle_device_lost(node, device);
         }
@@ -213,7 +249,7 @@ impl Control {
         }
     }
 
-    fn carry_out(&mut self, sky: &mut Sky) {
+    pub(crate) fn carry_out(&mut self, sky: &mut Sky) {
         loop {
             if let Some(action) = self.membership.poll_action() {
                 self.admit(action, sky);
@@ -223,6 +259,7 @@ impl Control {
                 break;
             }
         }
+        self.renewed.clear();
         self.release_leavers(sky);
     }
 
@@ -239,6 +276,8 @@ impl Control {
                 let Some(hello) = sky.network.end(end).link.peer() else { return };
                 let room = room_between(&hello.limits, &limits(sky.case.window_rows));
                 self.to_data.push(ToData::Opened { link, node, end, room });
+                self.lost.remove(&node);
+                self.renewed.insert(node);
                 let devices = self.membership.member(node).map(|member| member.offer.devices.clone());
                 self.publisher.handle_joined(node, devices.unwrap_or_default(), &held);
             }
@@ -269,11 +308,12 @@ impl Control {
 
     fn release_leavers(&mut self, sky: &mut Sky) {
         let leaving = self.membership.members().filter(|member| member.state == membership::State::Leaving);
-        let links: Vec<LinkId> = leaving
-            .filter(|member| self.publisher.is_idle(member.node))
-            .filter_map(|member| member.link)
+        let links: Vec<(LinkId, String)> = leaving
+            .filter(|member| self.publisher.is_idle(member.node) || sky.has_bug(Bug::LetsGoEarly))
+            .filter_map(|member| Some((member.link?, member.offer.name.clone())))
             .collect();
-        for link in links {
+        for (link, name) in links {
+            sky.watch.check_let_go((self.at, self.life), node_of(&name));
             if let Some(session) = self.sessions.get_mut(&link) {
                 session.drain(sky);
             }
@@ -288,15 +328,21 @@ impl Control {
         }
         let cluster = self.membership.cluster();
         let previous = self.publisher.previous();
+        let forced = match sky.has_bug(Bug::ForcesAll) {
+            true => cluster.nodes().iter().filter(|node| node.is_leaving).map(|node| node.id).collect(),
+            false => self.membership.forced(),
+        };
         let facts = Facts {
             demand: &sky.case.demand,
             cluster: &cluster,
             statistics: &self.loads.statistics(now),
             previous: &previous,
+            published: self.publisher.published(),
             banned: self.publisher.banned(),
-            may_leave_out: false,
+            forced: &forced,
         };
         if let Some(placement) = self.placer.handle_changed(facts, now) {
+            self.has_rebalanced = false;
             self.publisher.handle_wanted(placement);
         } else if self.placer.is_placed() {
             self.publisher.handle_refused();
@@ -319,10 +365,11 @@ impl Control {
             loads: &self.loads,
             previous: &previous,
             is_settled: standing == Standing::default()
-                && cluster.nodes().iter().all(|node| !node.is_leaving),
+                && cluster.nodes().iter().all(|node| !node.is_leaving || self.publisher.is_idle(node.id)),
         };
         if let Some(placement) = rebalancer.handle_look(facts, now) {
             sky.watch.rebalanced += 1;
+            self.has_rebalanced = true;
             self.publisher.handle_wanted(placement);
         }
     }
@@ -344,7 +391,8 @@ impl Control {
             previous: Some(&previous),
         };
         if let Some(placement) = improve(policy, &request, 4, &mut |_| true).placement {
-            sky.watch.rebalanced += 1;
+            sky.watch.shuffled += 1;
+            self.has_rebalanced = true;
             self.publisher.handle_wanted(placement);
         }
         self.carry_out(sky);
@@ -354,7 +402,12 @@ impl Control {
         match action {
             publisher::Action::Tell { node, epoch, actors } => {
                 let assign = |(actor, device)| Assignment { actor, device, digest: None };
-                let actors = actors.into_iter().map(assign).collect();
+                let mut actors: Vec<Assignment> = actors.into_iter().map(assign).collect();
+                match sky.bug.filter(|_| self.membership.drained().has(&self.membership.name(node))) {
+                    Some(Bug::DropsDrained) => actors.clear(),
+                    Some(Bug::KeepsDrained) => return,
+                    _ => {}
+                }
                 let link = self.membership.member(node).and_then(|member| member.link);
                 let loading = self.publisher.loading_bytes(node);
                 if let Some(rebalancer) = &mut self.rebalancer {
@@ -364,9 +417,48 @@ impl Control {
                     self.tell(link, ToNode::Hold(Hold { epoch, actors }), sky);
                 }
             }
-            publisher::Action::Publish(placement) => self.to_data.push(ToData::Published(placement)),
+            publisher::Action::Publish(placement) => {
+                if sky.is_told {
+                    eprintln!("    published: {:?}", placement.actors().collect::<Vec<_>>());
+                }
+                // Who was overruled does not publish what becomes of his nodes.
+                if sky.case.coordinators == 1 {
+                    self.check_kept(&placement);
+                }
+                let on = |seat: Seat| node_of(&self.membership.name(seat.node));
+                let actors = placement.actors().map(|(actor, seat)| (actor, on(seat)));
+                sky.watch.handle_announced((self.at, self.life), actors.collect());
+                self.announced = Arc::clone(&placement);
+                self.to_data.push(ToData::Published(placement));
+            }
             publisher::Action::Failed { .. } => self.lay_out(sky),
             publisher::Action::Superseded { .. } => self.is_superseded = true,
+        }
+    }
+
+    /// An expert whose holders live stays published, but where somebody drains one of them by force.
+    fn check_kept(&self, placement: &Placement) {
+        let lives = |seat: &Seat| {
+            let member = self.membership.member(seat.node);
+            let has_link =
+                member.and_then(|member| member.link).is_some_and(|link| self.sessions.contains_key(&link));
+            let is_whole = !self.lost.contains(&seat.node) && !self.renewed.contains(&seat.node);
+            has_link && member.is_some_and(Member::is_in) && is_whole
+        };
+        let drained = self.membership.drained();
+        let is_forced = |seat: &Seat| drained.is_forced(&self.membership.name(seat.node));
+        for (&layer, experts) in &self.announced.layers {
+            for (expert, replicas) in (0..).zip(experts) {
+                let had = replicas
+                    .iter()
+                    .find(|replica| replica.seats.iter().all(lives) && !replica.seats.iter().any(is_forced));
+                if placement.replicas(layer, expert).is_empty()
+                    && let Some(had) = had
+                {
+                    let what = format!("expert {expert} of layer {layer} is given up, {had:?} holds it");
+                    violation("holders", what);
+                }
+            }
         }
     }
 
@@ -376,6 +468,11 @@ impl Control {
             sky.close(session.end, CloseReason::Silent);
         }
     }
+}
+
+/// Which node has this name.
+pub(crate) fn node_of(name: &str) -> usize {
+    name.strip_prefix('n').and_then(|at| at.parse().ok()).expect("nodes are called so")
 }
 
 impl Session {

@@ -18,6 +18,7 @@ use crate::clock::{MS, US};
 use crate::control::Control;
 use crate::data::Data;
 use crate::network::{Delivered, EndId};
+use crate::operators::Wish;
 use crate::world::{Event, Sky};
 
 /// What happens inside a coordinator.
@@ -117,6 +118,12 @@ impl Coordinator {
     /// Experts are moved about.
     pub(crate) fn shuffle(&mut self, sky: &mut Sky) {
         self.control.shuffle(sky);
+        self.forward(sky);
+    }
+
+    /// An operator wants something of a node.
+    pub(crate) fn ask(&mut self, name: &str, wish: Wish, sky: &mut Sky) {
+        self.control.ask(name, wish, sky);
         self.forward(sky);
     }
 

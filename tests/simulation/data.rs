@@ -8,56 +8,63 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coordinator::data::exchange::{Exchange, ExchangeSettings, LinkRoom, NOWHERE, Returned};
+use coordinator::data::exchange::{Exchange, ExchangeSettings, LinkRoom};
 use coordinator::data::flow::{Flow, FlowSettings};
 use coordinator::data::forwarding::{AutoForwarding, Choice, Passed};
 use coordinator::data::ids::{LinkId, RowId, SequenceId, SlotId};
+use coordinator::data::request::OnMissing;
 use coordinator::data::scheduler::{Action, Asked, Refused, RequestId, Scheduler, SchedulerSettings};
 use coordinator::placement::{NodeId, Placement};
 use transport::wire::cluster::Epoch;
-use transport::wire::control::CloseReason;
 
 use crate::bugs::Bug;
 use crate::clients::{Failure, Heard, Submission};
 use crate::clock::US;
 use crate::coordinator::{CoordinatorEvent, Observed};
-use crate::frame::{Credit, Moving, ROW_BYTES, Return};
-use crate::landing::{Keep, Landed, Source, aims, clear, dispatch};
+use crate::frame::{Moving, ROW_BYTES};
+use crate::holders::Holders;
+use crate::landing::{Keep, Slot, Source, aims, clear, dispatch};
 use crate::model::LAST;
 use crate::network::EndId;
 use crate::trunk::{Begin, Computed, Order, Trunk, Work};
-use crate::watch::violation;
 use crate::world::{Event, Sky};
 
 #[derive(Debug)]
-struct Request {
+pub(crate) struct Request {
     id: RequestId,
-    submission: Submission,
+    pub(crate) submission: Submission,
+    /// What rows went on without, by layer and expert, that was not said yet.
+    pub(crate) missing: BTreeMap<(u32, u32), u64>,
+    /// Something was left out of it in this life or an earlier one.
+    pub(crate) has_lacked: bool,
 }
 
 #[derive(Debug)]
-struct Link {
-    end: EndId,
-    keep: Keep,
+pub(crate) struct Link {
+    pub(crate) end: EndId,
+    pub(crate) node: NodeId,
+    pub(crate) keep: Keep,
+    /// Nothing can be sent on it any more.
+    pub(crate) is_over: bool,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Data {
-    at: usize,
-    life: u32,
+    pub(crate) at: usize,
+    pub(crate) life: u32,
     pub(crate) scheduler: Scheduler,
     pub(crate) flow: Flow,
     pub(crate) exchange: Exchange,
     pub(crate) trunk: Trunk,
-    links: BTreeMap<LinkId, Link>,
+    pub(crate) links: BTreeMap<LinkId, Link>,
     waiting: BTreeMap<RequestId, Request>,
-    running: Vec<Option<Request>>,
+    pub(crate) running: Vec<Option<Request>>,
     deadlines: BTreeSet<(Instant, RequestId)>,
     request_next: u64,
     /// Rows as they go out, and what they chose.
     sources: Vec<Option<Source>>,
-    slots: Vec<Option<Landed>>,
+    pub(crate) slots: Vec<Slot>,
     computing: Vec<RowId>,
     computed: Option<Computed>,
     published: Epoch,
@@ -69,7 +76,8 @@ pub(crate) struct Data {
     /// What the control plane is to hear.
     pub(crate) observed: Vec<Observed>,
     /// Where the rows of dispatches would land, for bugs that do not ask.
-    aims: BTreeMap<u64, Vec<SlotId>>,
+    pub(crate) aims: BTreeMap<u64, Vec<SlotId>>,
+    pub(crate) holders: Holders,
 }
 
 impl Data {
@@ -81,7 +89,7 @@ impl Data {
             dispatch_time_max: case.dispatch_time_max,
             ..ExchangeSettings::new(rows_max, top_k_max as u32, shards as u32, ROW_BYTES)
         };
-        Self {
+        let mut own = Self {
             at,
             life,
             scheduler: Scheduler::new(SchedulerSettings {
@@ -112,7 +120,7 @@ impl Data {
             deadlines: BTreeSet::new(),
             request_next: 1,
             sources: vec![None; rows_max as usize],
-            slots: vec![None; rows_max as usize * top_k_max * shards],
+            slots: vec![Slot::Empty; rows_max as usize * top_k_max * shards],
             computing: Vec::new(),
             computed: None,
             published: Epoch::default(),
@@ -122,10 +130,13 @@ impl Data {
             passed: Passed::default(),
             observed: Vec::new(),
             aims: BTreeMap::new(),
-        }
+            holders: Holders::default(),
+        };
+        own.look_for_holders(sky);
+        own
     }
 
-    fn slots_per_row(sky: &Sky) -> usize {
+    pub(crate) fn slots_per_row(sky: &Sky) -> usize {
         sky.case.model.top_k_max() * sky.case.model.shards
     }
 
@@ -134,7 +145,7 @@ impl Data {
     }
 
     /// It looks again soon: what comes until then is told before anything is carried out.
-    fn wake(&mut self, sky: &mut Sky) {
+    pub(crate) fn wake(&mut self, sky: &mut Sky) {
         let at = sky.clock.nanos() + sky.random.below(30 * US);
         if self.timer.is_none_or(|timer| timer > at) {
             self.timer = Some(at);
@@ -145,7 +156,8 @@ impl Data {
     /// A link to a node is open.
     pub(crate) fn opened(&mut self, link: LinkId, node: NodeId, end: EndId, room: LinkRoom, sky: &mut Sky) {
         self.exchange.handle_link(link, node, room, sky.clock.now());
-        self.links.insert(link, Link { end, keep: Keep::new(room.back_bytes) });
+        self.links.insert(link, Link { end, node, keep: Keep::new(room.back_bytes), is_over: false });
+        self.look_for_holders(sky);
         if sky.network.end(end).is_over {
             self.link_over(end, sky);
         }
@@ -156,6 +168,8 @@ impl Data {
     pub(crate) fn placed(&mut self, placement: Arc<Placement>, sky: &mut Sky) {
         sky.watch.handle_published((self.at, self.life), placement.epoch);
         self.published = placement.epoch;
+        self.holders.handle_placement(&placement);
+        self.look_for_holders(sky);
         self.exchange.handle_placement(placement, sky.clock.now());
         self.observed.push(Observed::Changed(Duration::from_micros(50)));
         if sky.has_bug(Bug::DropsEarly) {
@@ -180,6 +194,7 @@ impl Data {
             return;
         };
         self.links.remove(&link);
+        self.look_for_holders(sky);
         sky.watch.handle_link_over((self.at, self.life), end);
         self.exchange.handle_link_ended(link, sky.clock.now());
         self.wake(sky);
@@ -195,14 +210,15 @@ impl Data {
             tokens: &submission.tokens,
             tokens_max: submission.tokens_max,
             priority: submission.priority,
-            goes_alone: false,
+            goes_alone: submission.on_missing == OnMissing::Drop,
             is_scored: false,
         };
         let taken = self.scheduler.handle_request(asked);
         match taken {
             Ok(()) => {
                 self.deadlines.insert((submission.deadline, id));
-                self.waiting.insert(id, Request { id, submission });
+                let missing = BTreeMap::new();
+                self.waiting.insert(id, Request { id, submission, missing, has_lacked: false });
             }
             Err(why) => {
                 let failure = match why {
@@ -247,6 +263,7 @@ impl Data {
                 break;
             }
         }
+        self.holders.handle_looked();
         let deadline = self.deadlines.first().map(|(at, _)| *at);
         let steering = self.auto.as_ref().and_then(AutoForwarding::poll_timeout);
         let due = self.exchange.poll_timeout().into_iter().chain(deadline).chain(steering).min();
@@ -299,6 +316,10 @@ impl Data {
                 done = true;
             }
             self.go_on(sky);
+            while let Some(left_out) = self.exchange.poll_left_out() {
+                self.leave_out(left_out, sky);
+                done = true;
+            }
             while let Some((row, why)) = self.exchange.poll_failed() {
                 let (sequence, _) = self.flow.position(row);
                 self.fail(sequence, Failure::Row(why), sky);
@@ -342,12 +363,14 @@ impl Data {
         match action {
             Action::Begin { request, sequence } => {
                 let request = self.waiting.remove(&request).expect("whoever begins has waited");
-                let Submission { prompt, tokens, oracle, .. } = &request.submission;
+                let Submission { prompt, tokens, oracle, on_missing, .. } = &request.submission;
                 self.trunk.tell(Order::Begin(Begin {
                     sequence,
                     tokens: prompt.iter().chain(tokens).copied().collect(),
                     prompt: prompt.len(),
                     oracle: Rc::clone(oracle),
+                    may_leave_out: *on_missing == OnMissing::Drop,
+                    has_lacked: request.has_lacked,
                 }));
                 self.running[sequence.0 as usize] = Some(request);
             }
@@ -399,8 +422,9 @@ impl Data {
     }
 
     fn end_full(&mut self, id: RequestId, sky: &mut Sky) {
-        let mut all = self.running.iter().flatten().chain(self.waiting.get(&id));
+        let mut all = self.running.iter_mut().flatten().chain(self.waiting.get_mut(&id));
         if let Some(request) = all.find(|request| request.id == id) {
+            request.tell_missing(sky);
             sky.tell_client(request.submission.client, Heard::End { is_full: true });
         }
         self.give_up(id, sky);
@@ -436,6 +460,11 @@ impl Data {
         }
         let now = sky.clock.now();
         let deadline = now + sky.case.row_time_max;
+        let may = |row: &RowId| self.may_leave_out(*row) || sky.has_bug(Bug::LeavesOutExact);
+        let may: Vec<RowId> = wanted.iter().copied().filter(may).collect();
+        if !sky.has_bug(Bug::LeavesOutNothing) {
+            self.exchange.handle_may_leave_out(&may);
+        }
         self.exchange.handle_chosen(out.layer as u32, &wanted, out.top_k, &experts, deadline, now);
         self.wake(sky);
     }
@@ -446,6 +475,11 @@ impl Data {
         self.trunk.handle_done();
         self.flow.handle_attended();
         sky.watch.handle_progress(sky.clock.nanos());
+        for (sequence, expert) in computed.lacked {
+            if let Some(request) = &self.running[sequence.0 as usize] {
+                sky.watch.handle_lacked(request.submission.client, expert);
+            }
+        }
         for (sequence, token) in computed.sampled {
             self.take_sampled(sequence, token, sky);
         }
@@ -455,6 +489,7 @@ impl Data {
     fn take_sampled(&mut self, sequence: SequenceId, token: u32, sky: &mut Sky) {
         // Its client may have gone while it was computed.
         let Some(request) = &mut self.running[sequence.0 as usize] else { return };
+        request.tell_missing(sky);
         let submission = &mut request.submission;
         submission.tokens.push(token);
         self.passed.tokens += 1;
@@ -479,13 +514,15 @@ impl Data {
                 let slots = aims(outgoing, group.dispatch, &self.sources, &sky.case.model);
                 self.aims.insert(group.dispatch, slots);
             }
-            let Some(link) = self.links.get(&id) else {
+            let Some(link) = self.links.get_mut(&id) else {
                 self.exchange.handle_link_ended(id, now);
                 continue;
             };
             let end = link.end;
             sky.watch.handle_sent((self.at, self.life), end, &frame);
             if sky.send(end, Moving::Dispatch(frame)).is_err() {
+                link.is_over = true;
+                self.look_for_holders(sky);
                 sky.watch.handle_link_over((self.at, self.life), end);
                 self.exchange.handle_link_ended(id, now);
             }
@@ -504,7 +541,7 @@ impl Data {
             let slots = model.stages[before].out.expect("rows come back from experts").top_k * model.shards;
             for row in &batch.rows {
                 let first = row.0 as usize * slots_per_row;
-                landed.extend(self.slots[first..first + slots].iter_mut().map(Option::take));
+                landed.extend(self.slots[first..first + slots].iter_mut().map(std::mem::take));
             }
         }
         self.computing.clone_from(&batch.rows);
@@ -513,76 +550,13 @@ impl Data {
         true
     }
 
-    /// A frame came back.
-    pub(crate) fn returned(&mut self, end: EndId, frame: Return, credit: Credit, sky: &mut Sky) {
-        let Some((&id, link)) = self.links.iter().find(|(_, link)| link.end == end) else { return };
-        let kept = link.keep.take(credit);
-        let now = sky.clock.now();
-        for (group, places) in &frame.groups {
-            if let Some(reason) = group.refused {
-                if sky.has_bug(Bug::SwallowsRefusals) && sky.random.chance(300) {
-                    continue;
-                }
-                sky.watch.handle_answered((self.at, self.life), group.dispatch);
-                self.exchange.handle_refused(id, group.dispatch, reason, now);
-                continue;
-            }
-            sky.watch.handle_answered((self.at, self.life), group.dispatch);
-            let values = &frame.rows[places.clone()];
-            let slots = match self.exchange.handle_return(id, group.dispatch, group.rows, now) {
-                Returned::Taken(slots) => slots.to_vec(),
-                Returned::Dropped => vec![NOWHERE; values.len()],
-                Returned::Breach { actor, expected } => {
-                    sky.close(
-                        end,
-                        CloseReason::Broken(format!("{} rows, not {expected}, of {actor:?}", group.rows)),
-                    );
-                    break;
-                }
-            };
-            for (index, (slot, value)) in slots.into_iter().zip(values).enumerate() {
-                let slot = self.aim(slot, group.dispatch, index, sky);
-                if slot != NOWHERE {
-                    let place = &mut self.slots[slot.0 as usize];
-                    if place.is_some() {
-                        violation(
-                            "once",
-                            format!("slot {} is filled by dispatch {} again", slot.0, group.dispatch),
-                        );
-                    }
-                    *place = Some(Landed { value: *value, _kept: kept.clone() });
-                }
-            }
-        }
-        self.wake(sky);
-    }
-
-    /// Where a row really lands: where the exchange says, but for bugs that know better.
-    fn aim(&self, slot: SlotId, dispatch: u64, index: usize, sky: &mut Sky) -> SlotId {
-        if slot != NOWHERE {
-            return slot;
-        }
-        let aim = self.aims.get(&dispatch).map_or(NOWHERE, |slots| slots[index]);
-        let is_filled = aim != NOWHERE && self.slots[aim.0 as usize].is_some();
-        let writes = match sky.bug {
-            // A second attempt fills what the first has filled.
-            Some(Bug::FillsTwice) => is_filled,
-            // A loser writes into a slot that its row, or another one, is waiting for again.
-            Some(Bug::ReusesEarly) => !is_filled,
-            _ => false,
-        };
-        if writes { aim } else { NOWHERE }
-    }
-
-    /// Forgets everything that landed: its process is no more.
+    /// Nothing is asked for, and nothing that landed is left.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.slots.iter().all(Option::is_none)
-            && self.waiting.is_empty()
-            && self.running.iter().all(Option::is_none)
+        self.landed() == 0 && self.waiting.is_empty() && self.running.iter().all(Option::is_none)
     }
 
     /// Rows that landed and are kept, for messages.
     pub(crate) fn landed(&self) -> usize {
-        self.slots.iter().flatten().count()
+        self.slots.iter().filter(|slot| !matches!(slot, Slot::Empty)).count()
     }
 }

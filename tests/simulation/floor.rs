@@ -84,6 +84,8 @@ pub(crate) struct Floor {
     knows_model: bool,
     node: usize,
     life: u32,
+    /// It is about to end, and takes nothing more.
+    pub(crate) is_draining: bool,
     /// What coordinators know of what actors do.
     pub(crate) loads_told: BTreeMap<ActorId, Load>,
 }
@@ -100,6 +102,7 @@ impl Floor {
             knows_model: false,
             node,
             life,
+            is_draining: false,
             loads_told: BTreeMap::new(),
         }
     }
@@ -179,10 +182,11 @@ impl Floor {
     ) {
         let arrived = sky.clock.now();
         let deadline = arrived + Duration::from_micros(frame.remaining_us);
-        let refuse_all = match (self.knows_model, is_joined) {
-            (false, _) => Some(Reason::NotHeld),
-            (true, false) => Some(Reason::Busy),
-            (true, true) => None,
+        let refuse_all = match (self.is_draining, self.knows_model, is_joined) {
+            (true, ..) => Some(Reason::Draining),
+            (_, false, _) => Some(Reason::NotHeld),
+            (_, true, false) => Some(Reason::Busy),
+            (_, true, true) => None,
         };
         let layer = frame.layer;
         let of = Rc::new(Dispatched { frame, end, _credit: credit });

@@ -22,6 +22,16 @@ pub(crate) struct Landed {
     pub(crate) _kept: Option<Rc<Kept>>,
 }
 
+/// What has come of a slot.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Slot {
+    #[default]
+    Empty,
+    Landed(Landed),
+    /// The row goes on without this expert.
+    LeftOut,
+}
+
 #[derive(Debug)]
 pub(crate) struct Kept {
     credit: Credit,
@@ -57,9 +67,9 @@ impl Keep {
 }
 
 /// What landed for a row is not needed.
-pub(crate) fn clear(slots: &mut [Option<Landed>], row: RowId, slots_per_row: usize) {
+pub(crate) fn clear(slots: &mut [Slot], row: RowId, slots_per_row: usize) {
     let first = row.0 as usize * slots_per_row;
-    slots[first..first + slots_per_row].fill(None);
+    slots[first..first + slots_per_row].fill(Slot::Empty);
 }
 
 /// The frame of what the exchange wants sent.

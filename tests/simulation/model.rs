@@ -4,6 +4,8 @@
 //! earlier positions, an expert its own name and the row, combining what returned by rank and shard. So an answer is
 //! right only if each of its rows was computed of exactly what it should have been.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use coordinator::data::stage::{Out, Stage};
 
 use crate::random::{Random, mix};
@@ -16,6 +18,7 @@ const EXPERT: u64 = 4;
 const COMBINE: u64 = 5;
 const DENSE: u64 = 6;
 const HEAD: u64 = 7;
+const LEFT_OUT: u64 = 8;
 
 /// The token that ends an answer.
 pub(crate) const LAST: u32 = 0;
@@ -104,9 +107,10 @@ impl Model {
         hash(&[EXPERT, layer.into(), expert.into(), shard.into(), value])
     }
 
-    /// A row and what returned for it: by rank, and of each rank by shard.
-    pub(crate) fn combine(&self, value: u64, returned: impl Iterator<Item = u64>) -> u64 {
-        returned.fold(hash(&[COMBINE, value]), |sum, part| mix(sum.rotate_left(11) ^ part))
+    /// A row and what returned for it: by rank, and of each rank by shard; nothing, where an expert is left out.
+    pub(crate) fn combine(&self, value: u64, returned: impl Iterator<Item = Option<u64>>) -> u64 {
+        let part = |part: Option<u64>| part.unwrap_or(LEFT_OUT);
+        returned.fold(hash(&[COMBINE, value]), |sum, of| mix(sum.rotate_left(11) ^ part(of)))
     }
 
     /// A row behind a block in the trunk.
@@ -130,53 +134,78 @@ impl Model {
     }
 }
 
+/// Experts that rows go on without: by position and stage, their ranks.
+pub(crate) type Lacking = BTreeMap<(u32, usize), BTreeSet<usize>>;
+
+/// The loop that computes alone: position after position, layer after layer, with everything at hand.
+#[derive(Debug)]
+pub(crate) struct Plain<'a> {
+    model: &'a Model,
+    /// By layer, what attention sees of each position.
+    pub(crate) seen: Vec<Vec<u64>>,
+    /// What goes out to experts, by position and stage.
+    sent: Vec<Vec<u64>>,
+    /// The row of the last position, behind all layers.
+    last: u64,
+}
+
+impl<'a> Plain<'a> {
+    pub(crate) fn new(model: &'a Model) -> Self {
+        Self { model, seen: vec![Vec::new(); model.layers.len()], sent: Vec::new(), last: 0 }
+    }
+
+    /// The row of the next token, which goes on without some experts.
+    pub(crate) fn step(&mut self, token: u32, lacking: &Lacking) {
+        let (model, position) = (self.model, self.sent.len() as u32);
+        let mut out = Vec::new();
+        let mut value = model.embed(token, position);
+        for (at, layer) in model.layers.iter().enumerate() {
+            self.seen[at].push(value);
+            value = model.attend(at, self.seen[at].iter().copied());
+            value = match *layer {
+                Layer::Dense => model.dense(at, value),
+                Layer::Routed { experts, top_k } => {
+                    let left_out = lacking.get(&(position, out.len()));
+                    out.push(value);
+                    let chosen = model.choose(Out { layer: at, top_k, experts, is_choice: true }, value);
+                    let returned = chosen.iter().enumerate().flat_map(|(rank, expert)| {
+                        let is_there = left_out.is_none_or(|ranks| !ranks.contains(&rank));
+                        let part = move |shard| model.expert(at as u32, *expert, shard as u8, value);
+                        (0..model.shards).map(move |shard| is_there.then(|| part(shard)))
+                    });
+                    model.combine(value, returned)
+                }
+            };
+        }
+        self.sent.push(out);
+        self.last = value;
+    }
+
+    /// The token that follows the last one.
+    pub(crate) fn sample(&self) -> u32 {
+        self.model.sample(self.last, self.sent.len() as u32 - 1)
+    }
+}
+
 /// What a request's answer is, and every row on the way to it.
 #[derive(Debug)]
 pub(crate) struct Oracle {
     /// The answer, up to its end or its length.
     pub(crate) answer: Vec<u32>,
-    /// What goes out to experts, by position and stage.
     sent: Vec<Vec<u64>>,
 }
 
 impl Oracle {
-    /// Position after position, layer after layer, with everything at hand.
     pub(crate) fn new(model: &Model, prompt: &[u32], tokens_max: u32) -> Self {
-        let mut tokens = prompt.to_vec();
-        let mut answer = Vec::new();
-        let mut sent = Vec::new();
-        let mut seen: Vec<Vec<u64>> = vec![Vec::new(); model.layers.len()];
-        let mut position = 0;
-        while position < tokens.len() {
-            let mut out = Vec::new();
-            let mut value = model.embed(tokens[position], position as u32);
-            for (at, layer) in model.layers.iter().enumerate() {
-                seen[at].push(value);
-                value = model.attend(at, seen[at].iter().copied());
-                value = match *layer {
-                    Layer::Dense => model.dense(at, value),
-                    Layer::Routed { experts, top_k } => {
-                        out.push(value);
-                        let chosen = model.choose(Out { layer: at, top_k, experts, is_choice: true }, value);
-                        let returned = chosen.iter().flat_map(|expert| {
-                            (0..model.shards)
-                                .map(|shard| model.expert(at as u32, *expert, shard as u8, value))
-                        });
-                        model.combine(value, returned)
-                    }
-                };
-            }
-            sent.push(out);
-            position += 1;
-            if position == tokens.len() {
-                let token = model.sample(value, position as u32 - 1);
-                answer.push(token);
-                if token != LAST && answer.len() < tokens_max as usize {
-                    tokens.push(token);
-                }
-            }
+        let mut plain = Plain::new(model);
+        let lacking = Lacking::new();
+        prompt.iter().for_each(|token| plain.step(*token, &lacking));
+        let mut answer = vec![plain.sample()];
+        while answer.len() < tokens_max as usize && answer.last() != Some(&LAST) {
+            plain.step(answer[answer.len() - 1], &lacking);
+            answer.push(plain.sample());
         }
-        Self { answer, sent }
+        Self { answer, sent: plain.sent }
     }
 
     /// Every row that goes out.

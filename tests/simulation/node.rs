@@ -48,6 +48,8 @@ pub(crate) enum NodeEvent {
     },
     /// The supervisor hears that an actor is to go.
     Remove(Assignment),
+    /// It has waited long enough for coordinators to let it go.
+    Go,
     /// The supervisor hears that an actor fell.
     Fell {
         actor: ActorId,
@@ -156,6 +158,10 @@ impl Node {
                     self.holdings.handle_fallen(fallen);
                 }
             }
+            NodeEvent::Go => {
+                self.floor.is_draining = true;
+                self.sessions.keys().copied().collect::<Vec<_>>().into_iter().for_each(|end| sky.drain(end));
+            }
             NodeEvent::Computed => self.floor.computed(sky),
             NodeEvent::TellLoads => self.tell_loads(sky),
         }
@@ -182,6 +188,9 @@ impl Node {
                 let coordinator = sky.coordinator_of(end);
                 let session = Session { coordinator, is_joined: false, unsaid: VecDeque::new() };
                 self.sessions.insert(end, session);
+                if self.is_leaving {
+                    sky.close(end, CloseReason::Wanted);
+                }
                 let join = ToCoordinator::Join(self.join(sky));
                 self.say(end, join, sky);
             }
@@ -444,6 +453,17 @@ impl Node {
                 false => sky.close(end, CloseReason::Wanted),
             }
         }
+        self.later(sky.case.leave_max, NodeEvent::Go, sky);
+    }
+
+    /// Coordinators that it has dialled, and that have not taken it in.
+    pub(crate) fn joining(&self) -> impl Iterator<Item = usize> + '_ {
+        self.sessions.values().filter(|session| !session.is_joined).map(|session| session.coordinator)
+    }
+
+    /// Coordinators that send it tensors.
+    pub(crate) fn fetches_from<'a>(&'a self, sky: &'a Sky) -> impl Iterator<Item = usize> + 'a {
+        self.loading.values().filter_map(|errand| errand.ask).map(|(end, _)| sky.coordinator_of(end))
     }
 
     /// An actor falls, as by a fault of the device.

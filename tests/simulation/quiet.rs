@@ -7,6 +7,7 @@ use coordinator::placement::Placement;
 use transport::Lane;
 use transport::wire::cluster::ActorId;
 
+use crate::control::{Control, node_of};
 use crate::network::{EndId, limits};
 use crate::watch::violation;
 use crate::world::World;
@@ -41,6 +42,31 @@ impl World {
         }
         self.check_links();
         self.check_placement();
+        self.check_drained();
+    }
+
+    /// Nodes that are drained hold nothing, and who they are is known as operators were told.
+    fn check_drained(&self) {
+        for of in self.coordinators.iter().flatten() {
+            self.sky.operators.check(of.at, of.control.membership.drained());
+        }
+        for name in self.emptied() {
+            let node = self.nodes[node_of(name)].as_ref();
+            if let Some(actor) = node.and_then(|node| node.floor.standing().next()) {
+                violation("drained", format!("{name} is drained and holds {actor:?}"));
+            }
+        }
+    }
+
+    /// Nodes that are drained where the others have room for everything, and could get there. Where two coordinators have the same
+    /// term nodes hold what both say, also when one of them is no more.
+    pub(crate) fn emptied(&self) -> impl Iterator<Item = &str> {
+        let controls = self.coordinators.iter().flatten().map(|of| &of.control);
+        let has_room = |control: &&Control| {
+            let is_refused = control.placer.refused().is_some() || control.publisher.standing().blocked;
+            self.sky.case.coordinators == 1 && !is_refused
+        };
+        controls.filter(has_room).flat_map(|control| control.membership.drained().names())
     }
 
     /// No link has more under way than was agreed.
@@ -105,8 +131,7 @@ impl World {
     }
 
     fn stands(&self, name: &str, actor: ActorId) -> bool {
-        let at = name.strip_prefix('n').and_then(|at| at.parse::<usize>().ok());
-        let node = at.and_then(|at| self.nodes[at].as_ref());
+        let node = self.nodes[node_of(name)].as_ref();
         node.is_some_and(|node| node.floor.standing().any(|standing| standing == actor))
     }
 

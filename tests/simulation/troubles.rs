@@ -6,6 +6,7 @@
 use std::rc::Rc;
 
 use coordinator::data::flow::Forwarding;
+use coordinator::data::request::OnMissing;
 use transport::Lane;
 
 use crate::case::{Asking, Fault};
@@ -13,7 +14,8 @@ use crate::clients::Client;
 use crate::clock::MS;
 use crate::model::Oracle;
 use crate::network::EndId;
-use crate::world::{Event, Process, Wall, World};
+use crate::operators::Wish;
+use crate::world::{Event, Process, Wall, World, live_coordinator};
 
 impl World {
     pub(crate) fn thaw(&mut self, process: Process, life: u32) {
@@ -101,10 +103,45 @@ impl World {
             }
             Fault::Forward(forwarding) => self.forward(forwarding),
             Fault::Rival => self.start(Process::Coordinator(1)),
+            Fault::Ask { coordinator, node, wish, undone_after } => {
+                self.operate(coordinator, &format!("n{node}"), wish);
+                if let Some(after) = undone_after {
+                    let undo = Fault::Ask { coordinator, node, wish: Wish::Undrain, undone_after: None };
+                    self.sky.clock.at((now + after).min(end), Event::Fault(undo));
+                }
+            }
+            Fault::FillDisk { coordinator, lasts } => {
+                self.sky.disks[coordinator].is_full = true;
+                self.sky.clock.after(lasts, Event::Empty { coordinator });
+            }
+            Fault::Ambush(ambush) => self.ambushes.push(ambush),
         }
     }
 
+    /// An operator asks a coordinator, if that hears him.
+    fn operate(&mut self, coordinator: usize, name: &str, wish: Wish) {
+        let process = Process::Coordinator(coordinator);
+        let is_frozen = self.sky.hosts.get(&process).is_some_and(|host| host.is_frozen);
+        if let Some(of) = self.coordinators[coordinator].as_mut().filter(|_| !is_frozen) {
+            of.ask(name, wish, &mut self.sky);
+        }
+    }
+
+    /// Somebody is killed a little later.
+    pub(crate) fn kill_after(&mut self, process: Process, after: u64, back_after: u64) {
+        let fault = match process {
+            Process::Node(node) => Fault::KillNode { node, back_after },
+            Process::Coordinator(coordinator) => Fault::KillCoordinator { coordinator, back_after },
+        };
+        let at = (self.sky.clock.nanos() + after).min(self.sky.case.faults_end);
+        self.sky.clock.at(at, Event::Fault(fault));
+    }
+
     fn kill(&mut self, process: Process, back_after: u64) {
+        if !self.sky.is_faulty || !self.sky.hosts.get(&process).is_some_and(|host| host.is_up) {
+            return;
+        }
+        self.count_kill(process);
         self.stop(process);
         let at = (self.sky.clock.nanos() + back_after).min(self.sky.case.faults_end);
         self.sky.clock.at(at, Event::Start(process));
@@ -152,6 +189,8 @@ impl World {
             self.sky.slow(pipe, 1);
         }
         self.sky.slowness.fill(1);
+        self.ambushes.clear();
+        self.sky.disks.iter_mut().for_each(|disk| disk.is_full = false);
         // Of two coordinators the one that does not publish is stopped: its clients go to the other.
         // One that was told that it is not the one begins anew.
         let serving = self.serving();
@@ -164,13 +203,27 @@ impl World {
         self.sole = Some(serving);
         self.start(Process::Coordinator(serving));
         self.replace_damaged();
-        // One more request, to see that the cluster serves.
+        // One more request of each kind, to see that the cluster serves.
+        self.ask_more(vec![71, 72, 73], OnMissing::Exact);
+        self.ask_more(vec![81, 82, 83], OnMissing::Drop);
+        // Where nodes are drained so that experts have no holder, that is seen to before they are used again.
+        self.lacks_room = !self.fits() && self.sky.random.chance(500);
+        self.lacked_room = self.lacks_room;
+        if self.lacks_room {
+            self.hang_up();
+        } else {
+            self.undrain();
+        }
+    }
+
+    /// Of words that no other request has, so that none of its rows is one that fells actors.
+    fn ask_more(&mut self, prompt: Vec<u32>, on_missing: OnMissing) {
         let asking = Asking {
             at: 0,
-            // Words that no other request has, so that none of its rows is one that fells actors.
-            prompt: vec![71, 72, 73],
+            prompt,
             tokens_max: 3,
             priority: 0,
+            on_missing,
             within: None,
             cancelled_after: None,
             poison: None,
@@ -179,6 +232,42 @@ impl World {
         let client = self.clients.len();
         self.clients.push(Client::new(asking, oracle, false));
         self.sky.clock.after(500 * MS, Event::Ask { client });
+    }
+
+    /// Whether all experts have room on the nodes that are not drained.
+    fn fits(&self) -> bool {
+        let Some(of) = &self.coordinators[self.serving()] else { return true };
+        let drained = of.control.membership.drained();
+        self.sky.case.places_without(|node| drained.has(&format!("n{node}")))
+    }
+
+    /// Nodes are used again until all experts have room.
+    pub(crate) fn undrain(&mut self) {
+        self.lacks_room = false;
+        while !self.fits() {
+            let serving = self.serving();
+            let Some(of) = &self.coordinators[serving] else { return };
+            let names: Vec<String> = of.control.membership.drained().names().map(str::to_owned).collect();
+            let name = &names[self.sky.random.below(names.len() as u64) as usize];
+            self.operate(serving, name, Wish::Undrain);
+        }
+    }
+
+    /// Whoever wants all experts asks again when they are there.
+    fn hang_up(&mut self) {
+        for client in 0..self.clients.len() {
+            let of = &mut self.clients[client];
+            if of.asking.on_missing == OnMissing::Drop || of.outcome.is_some() {
+                continue;
+            }
+            of.times += 1;
+            if let Some(((at, life), id)) = of.asked.take()
+                && let Some(coordinator) = live_coordinator(&mut self.coordinators, at, life)
+            {
+                coordinator.data.give_up(id, &mut self.sky);
+                self.sky.clock.after(MS, Event::Ask { client });
+            }
+        }
     }
 
     /// Whoever is broken, or has gone, begins anew. Rows that fell actors may break devices yet.

@@ -9,8 +9,8 @@ use std::rc::Rc;
 use coordinator::data::flow::BatchRun;
 use coordinator::data::ids::{BlockId, RowId, SequenceId};
 
-use crate::landing::Landed;
-use crate::model::{Layer, Model, Oracle};
+use crate::landing::Slot;
+use crate::model::{Lacking, Layer, Model, Oracle, Plain};
 use crate::watch::violation;
 
 const PAGE: usize = 64;
@@ -23,6 +23,10 @@ pub(crate) struct Begin {
     pub(crate) tokens: Vec<u32>,
     pub(crate) prompt: usize,
     pub(crate) oracle: Rc<Oracle>,
+    /// It goes on without experts that nobody holds.
+    pub(crate) may_leave_out: bool,
+    /// Its tokens may be others than the oracle's, since something was left out before.
+    pub(crate) has_lacked: bool,
 }
 
 /// A batch.
@@ -32,7 +36,7 @@ pub(crate) struct Work {
     pub(crate) rows: Vec<RowId>,
     pub(crate) runs: Vec<BatchRun>,
     /// What returned for each row, by rank and shard.
-    pub(crate) landed: Vec<Option<Landed>>,
+    pub(crate) landed: Vec<Slot>,
 }
 
 /// As the trunk's thread is told.
@@ -57,6 +61,8 @@ pub(crate) struct Computed {
     pub(crate) chosen: Vec<u32>,
     pub(crate) values: Vec<u64>,
     pub(crate) sampled: Vec<(SequenceId, u32)>,
+    /// What rows were combined without: layer and expert.
+    pub(crate) lacked: Vec<(SequenceId, (u32, u32))>,
 }
 
 #[derive(Debug)]
@@ -64,6 +70,10 @@ struct Sequence {
     tokens: Vec<u32>,
     prompt: usize,
     oracle: Rc<Oracle>,
+    may_leave_out: bool,
+    has_lacked: bool,
+    /// What its rows were combined without.
+    lacking: Lacking,
     pages: Vec<usize>,
     /// Positions that have pages.
     length: usize,
@@ -142,6 +152,7 @@ impl Trunk {
                     of.next.fill(length);
                 }
                 Order::Keep { sequence, index, block } => {
+                    self.check_kept(sequence, index as usize);
                     let page = self.sequence(sequence).pages[index as usize];
                     self.pages[page].holders += 1;
                     if self.blocks.insert(block, page).is_some() {
@@ -184,9 +195,11 @@ impl Trunk {
     }
 
     fn begin(&mut self, begin: Begin) {
-        let Begin { sequence, tokens, prompt, oracle } = begin;
+        let Begin { sequence, tokens, prompt, oracle, may_leave_out, has_lacked } = begin;
         let next = vec![0; self.model.stages.len()];
-        let new = Sequence { tokens, prompt, oracle, pages: Vec::new(), length: 0, next };
+        let (pages, lacking) = (Vec::new(), Lacking::new());
+        let new =
+            Sequence { tokens, prompt, oracle, may_leave_out, has_lacked, lacking, pages, length: 0, next };
         if self.sequences.insert(sequence, new).is_some() {
             violation("pages", format!("{sequence} begins in a place that is taken"));
         }
@@ -219,12 +232,15 @@ impl Trunk {
         let model = Rc::clone(&self.model);
         let of_stage = &model.stages[stage];
         let is_ordered = of_stage.out.is_some() || model.head_has_layers();
-        let mut computed =
-            Computed { stage, rows: rows.len(), chosen: Vec::new(), values: Vec::new(), sampled: Vec::new() };
+        let mut computed = Computed {
+            stage,
+            rows: rows.len(),
+            chosen: Vec::new(),
+            values: Vec::new(),
+            sampled: Vec::new(),
+            lacked: Vec::new(),
+        };
         let mut landed = landed.into_iter();
-        let slots = stage.checked_sub(1).map_or(0, |before| {
-            model.stages[before].out.expect("rows come back from experts").top_k * model.shards
-        });
         for run in &runs {
             for (at, row) in rows[run.rows.start as usize..run.rows.end as usize].iter().enumerate() {
                 let position = run.start + at as u32;
@@ -238,21 +254,16 @@ impl Trunk {
                         ),
                     );
                 }
-                let mut value = match stage {
-                    0 => model.embed(sequence.tokens[position as usize], position),
-                    _ => {
-                        let returned: Vec<u64> = landed
-                            .by_ref()
-                            .take(slots)
-                            .map(|landed| match landed {
-                                Some(landed) => landed.value,
-                                None => violation(
-                                    "once",
-                                    format!("row {} is combined without all that returned", row.0),
-                                ),
-                            })
-                            .collect();
-                        model.combine(self.values[row.0 as usize], returned.into_iter())
+                let mut value = match stage.checked_sub(1) {
+                    None => model.embed(sequence.tokens[position as usize], position),
+                    Some(before) => {
+                        let value = self.values[row.0 as usize];
+                        let Combined { value, lacks } = combine(&model, before, value, *row, &mut landed);
+                        for (rank, of) in lacks {
+                            sequence.handle_lacking((position, before), rank);
+                            computed.lacked.push((run.sequence, of));
+                        }
+                        value
                     }
                 };
                 for layer in of_stage.layers.clone() {
@@ -264,13 +275,13 @@ impl Trunk {
                 let Some(out) = of_stage.out else {
                     if run.samples && at + 1 == (run.rows.end - run.rows.start) as usize {
                         let token = model.sample(value, position);
-                        check_token(sequence, position, token);
+                        sequence.check_token(&model, position, token);
                         sequence.tokens.push(token);
                         computed.sampled.push((run.sequence, token));
                     }
                     continue;
                 };
-                if sequence.oracle.sent(position, stage) != Some(value) {
+                if sequence.is_exact() && sequence.oracle.sent(position, stage) != Some(value) {
                     violation(
                         "oracle",
                         format!("position {position} of {} is another row at stage {stage}", run.sequence),
@@ -283,6 +294,98 @@ impl Trunk {
         }
         computed
     }
+
+    /// A page that is kept for others holds what the plain loop has of its ids.
+    fn check_kept(&self, sequence: SequenceId, index: usize) {
+        let of = &self.sequences[&sequence];
+        if of.is_exact() {
+            return; // Each of its rows was held against the oracle.
+        }
+        let mut plain = Plain::new(&self.model);
+        let lacking = Lacking::new();
+        of.tokens[..(index + 1) * PAGE].iter().for_each(|token| plain.step(*token, &lacking));
+        let page = &self.pages[of.pages[index]];
+        let is_right = page.seen.iter().zip(&plain.seen).all(|(own, plain)| own[..] == plain[index * PAGE..]);
+        if !is_right {
+            violation(
+                "pages",
+                format!("page {index} of {sequence}, which has gone on without an expert, is kept"),
+            );
+        }
+    }
+}
+
+impl Sequence {
+    /// Whether nothing was ever left out of its request's answer.
+    fn is_exact(&self) -> bool {
+        !self.has_lacked && self.lacking.is_empty()
+    }
+
+    fn handle_lacking(&mut self, at: (u32, usize), rank: usize) {
+        if !self.may_leave_out {
+            violation(
+                "missing",
+                format!("a row of a request that wants all experts goes on without one, at {at:?}"),
+            );
+        }
+        self.lacking.entry(at).or_default().insert(rank);
+    }
+
+    /// What was left out of an answer makes it another one, which the plain loop gives too that leaves out the same.
+    fn check_token(&self, model: &Model, position: u32, token: u32) {
+        let (wanted, of) = if self.is_exact() {
+            let at = position as usize + 1 - self.prompt;
+            (self.oracle.answer.get(at).copied(), "the oracle's")
+        } else {
+            let mut plain = Plain::new(model);
+            self.tokens[..=position as usize].iter().for_each(|token| plain.step(*token, &self.lacking));
+            (Some(plain.sample()), "what follows without what was left out")
+        };
+        if wanted != Some(token) {
+            violation("oracle", format!("the token at {position} is {token}, {of} is {wanted:?}"));
+        }
+    }
+}
+
+/// A row that was combined.
+struct Combined {
+    value: u64,
+    /// What it goes on without: rank, layer and expert.
+    lacks: Vec<(usize, (u32, u32))>,
+}
+
+/// Combines a row with all that came back for it.
+fn combine(
+    model: &Model,
+    before: usize,
+    value: u64,
+    row: RowId,
+    landed: &mut impl Iterator<Item = Slot>,
+) -> Combined {
+    let out = model.stages[before].out.expect("rows come back from experts");
+    let chosen = model.choose(out, value);
+    let (mut parts, mut lacks) = (Vec::new(), Vec::new());
+    for (rank, expert) in chosen.into_iter().enumerate() {
+        let of: Vec<Option<u64>> = landed
+            .by_ref()
+            .take(model.shards)
+            .map(|slot| match slot {
+                Slot::Landed(landed) => Some(landed.value),
+                Slot::LeftOut => None,
+                Slot::Empty => {
+                    violation("once", format!("row {} is combined without all that returned", row.0))
+                }
+            })
+            .collect();
+        let missing = of.iter().filter(|part| part.is_none()).count();
+        if missing == model.shards {
+            lacks.push((rank, (out.layer as u32, expert)));
+        } else if missing > 0 {
+            violation("missing", format!("row {} has a part of expert {expert} and lacks the others", row.0));
+        }
+        parts.extend(of);
+    }
+    Combined { value: model.combine(value, parts.into_iter()), lacks }
 }
 
 /// Writes what others see of a position, and what it sees.
@@ -301,14 +404,4 @@ fn attend(
     page.seen[layer][position % PAGE] = value;
     let seen = (0..=position).map(|position| pages[own[position / PAGE]].seen[layer][position % PAGE]);
     model.attend(layer, seen)
-}
-
-fn check_token(sequence: &Sequence, position: u32, token: u32) {
-    let at = position as usize + 1 - sequence.prompt;
-    if sequence.oracle.answer.get(at) != Some(&token) {
-        violation(
-            "oracle",
-            format!("token {at} is {token}, the oracle's answer is {:?}", sequence.oracle.answer),
-        );
-    }
 }

@@ -50,8 +50,17 @@ pub(crate) struct Watch {
     pub(crate) preempted: u64,
     pub(crate) shared: u64,
     pub(crate) rebalanced: u64,
+    pub(crate) shuffled: u64,
+    /// Experts that rows went on without.
+    pub(crate) left_out: u64,
+    /// Nodes that went as they had wanted.
+    pub(crate) let_go: u64,
     pub(crate) refused: u64,
     pub(crate) dispatches: u64,
+    /// Of coordinators: what was published last, with its nodes.
+    announced: BTreeMap<Life, BTreeSet<(ActorId, usize)>>,
+    /// What rows of requests were combined without: rows, by layer and expert.
+    lacked: BTreeMap<(usize, u32), BTreeMap<(u32, u32), u64>>,
     /// Links that ended with dispatches out on them, by coordinator.
     deaths: BTreeMap<Life, u64>,
 }
@@ -87,6 +96,30 @@ impl Watch {
         if self.published.insert(who, epoch).is_some_and(|before| before >= epoch) {
             violation("epochs", format!("coordinator {who:?} goes back to {epoch:?}"));
         }
+    }
+
+    /// A control plane has published this.
+    pub(crate) fn handle_announced(&mut self, who: Life, actors: BTreeSet<(ActorId, usize)>) {
+        self.announced.insert(who, actors);
+    }
+
+    /// A node that wants to go may: nothing of it is published any more.
+    pub(crate) fn check_let_go(&mut self, who: Life, node: usize) {
+        let mut announced = self.announced.get(&who).into_iter().flatten();
+        if let Some((actor, _)) = announced.find(|(_, at)| *at == node) {
+            violation("weights", format!("node {node} may go, {actor:?} is published there"));
+        }
+        self.let_go += 1;
+    }
+
+    /// A row of a request was combined without an expert.
+    pub(crate) fn handle_lacked(&mut self, client: (usize, u32), expert: (u32, u32)) {
+        *self.lacked.entry(client).or_default().entry(expert).or_default() += 1;
+    }
+
+    /// Rows of a request that were combined without experts, by layer and expert.
+    pub(crate) fn lacked(&self, client: (usize, u32)) -> impl Iterator<Item = (&(u32, u32), &u64)> {
+        self.lacked.get(&client).into_iter().flatten()
     }
 
     /// A node was given an order.
@@ -145,7 +178,7 @@ impl Watch {
         self.gone.extend(who);
     }
 
-    /// A node drops weights. Whoever it obeys must have nothing out for them, over a link that stands.
+    /// A node drops weights. Whoever it obeys must have nothing out for them, over a link that stands, nor have them published.
     pub(crate) fn check_removed(&self, node: Life, term: u64, actor: ActorId, network: &Network) {
         for ((who, dispatch), open) in &self.open {
             let (near, far) = (network.end(open.end), network.end(open.end.other()));
@@ -159,6 +192,12 @@ impl Watch {
                 let what =
                     format!("node {node:?} drops {actor:?}, dispatch {dispatch} of {who:?} is open for it");
                 violation("weights", what);
+            }
+        }
+        let obeyed = self.terms.iter().filter(|(who, of)| **of == term && !self.gone.contains(*who));
+        for announced in obeyed.filter_map(|(who, _)| self.announced.get(who)) {
+            if announced.contains(&(actor, node.0)) {
+                violation("weights", format!("node {node:?} drops {actor:?}, which is published there"));
             }
         }
     }

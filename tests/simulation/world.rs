@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
+use coordinator::data::request::OnMissing;
 use transport::Lane;
 use transport::link::{Event as LinkEvent, Why};
 
@@ -11,9 +12,11 @@ use crate::case::{Case, Fault};
 use crate::clients::{Client, Heard, Outcome};
 use crate::clock::{Clock, MS};
 use crate::coordinator::{Coordinator, CoordinatorEvent};
+use crate::kills::{Ambush, Kills};
 use crate::model::Oracle;
 use crate::network::{EndId, Network};
 use crate::node::{Node, NodeEvent};
+use crate::operators::{Disk, Operators};
 use crate::random::Random;
 use crate::watch::{Watch, violation};
 
@@ -23,6 +26,8 @@ const STEP: u64 = 20_000 * MS;
 const PATIENCE: u64 = 60_000 * MS;
 /// What is still told after the last answer.
 const AFTERWARDS: u64 = 4_000 * MS;
+/// So soon a node has dropped what nobody wants of it any more.
+const DROPPED_WITHIN: u64 = 500 * MS;
 
 /// A process, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +51,7 @@ pub(crate) enum Event {
     Fall { wall: u64 },
     Hurry { pipes: Vec<usize> },
     Rest { node: usize },
+    Empty { coordinator: usize },
     Heal,
     Replace,
 }
@@ -74,8 +80,9 @@ pub(crate) struct Sky {
     pub(crate) random: Random,
     pub(crate) network: Network,
     pub(crate) watch: Watch,
-    /// The term that each coordinator's disk has.
-    pub(crate) disks: Vec<u64>,
+    /// Each coordinator's data directory.
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) operators: Operators,
     /// Rows over which actors fall.
     pub(crate) poison: BTreeSet<u64>,
     /// Faults may still happen.
@@ -138,6 +145,11 @@ pub(crate) struct World {
     pub(crate) walls: u64,
     /// The coordinator that is left when nothing goes wrong any more.
     pub(crate) sole: Option<usize>,
+    /// Nothing goes wrong any more, but so many nodes are drained that there is no room for all experts.
+    pub(crate) lacks_room: bool,
+    pub(crate) lacked_room: bool,
+    pub(crate) ambushes: Vec<Ambush>,
+    pub(crate) kills: Kills,
 }
 
 impl World {
@@ -181,7 +193,8 @@ impl World {
             random: Random::new(seed, 2),
             network: Network::default(),
             watch: Watch::default(),
-            disks: vec![0; case.coordinators],
+            disks: vec![Disk::default(); case.coordinators],
+            operators: Operators::default(),
             poison,
             is_faulty: true,
             is_told,
@@ -199,18 +212,26 @@ impl World {
             deferred: BTreeMap::new(),
             walls: 0,
             sole: None,
+            lacks_room: false,
+            lacked_room: false,
+            ambushes: Vec::new(),
+            kills: Kills::default(),
         }
     }
 
     /// Faults, then none, then every answer; and then nothing may be left over.
     pub(crate) fn run(&mut self) {
-        let end = self.sky.case.faults_end;
+        let mut end = self.sky.case.faults_end;
         while self.sky.is_faulty || self.clients.iter().any(|client| client.outcome.is_none()) {
             self.step();
             if self.sky.clock.nanos() > end + PATIENCE {
                 violation("waits", self.who_waits());
             }
             self.check_going_on(end);
+            if self.lacks_room && !self.clients.iter().any(Client::waits_though_it_may_drop) {
+                self.undrain();
+                end = self.sky.clock.nanos();
+            }
         }
         let last = self.sky.clock.nanos() + AFTERWARDS;
         while self.sky.clock.nanos() < last || !self.is_settled() {
@@ -218,6 +239,10 @@ impl World {
             if self.sky.clock.nanos() > last + PATIENCE {
                 violation("heals", self.what_is_missing());
             }
+        }
+        let last = self.sky.clock.nanos() + DROPPED_WITHIN;
+        while self.sky.clock.nanos() < last {
+            self.step();
         }
         self.check_quiet();
     }
@@ -246,6 +271,9 @@ impl World {
         }
         self.happen(event);
         self.settle();
+        if !self.ambushes.is_empty() {
+            self.spring();
+        }
         if self.sky.clock.passed.is_multiple_of(64) {
             self.check_rooms();
         }
@@ -302,6 +330,7 @@ impl World {
             Event::Fall { wall } => self.fall(wall),
             Event::Hurry { pipes } => pipes.into_iter().for_each(|pipe| sky.slow(pipe, 1)),
             Event::Rest { node } => sky.slowness[node] = 1,
+            Event::Empty { coordinator } => sky.disks[coordinator].is_full = false,
             Event::Heal => self.heal(),
             Event::Replace => self.replace_damaged(),
         }
@@ -417,6 +446,10 @@ impl World {
         if of.outcome.is_some() {
             return;
         }
+        if self.lacks_room && of.asking.on_missing == OnMissing::Exact {
+            self.sky.clock.after(100 * MS, Event::Ask { client });
+            return;
+        }
         if of.is_complete() {
             of.outcome = Some(Outcome::Answered);
             return;
@@ -451,6 +484,10 @@ pub(crate) fn live_node(nodes: &mut [Option<Node>], at: usize, life: u32) -> Opt
     nodes[at].as_mut().filter(|node| node.life == life && node.is_up)
 }
 
-fn live_coordinator(all: &mut [Option<Coordinator>], at: usize, life: u32) -> Option<&mut Coordinator> {
+pub(crate) fn live_coordinator(
+    all: &mut [Option<Coordinator>],
+    at: usize,
+    life: u32,
+) -> Option<&mut Coordinator> {
     all[at].as_mut().filter(|coordinator| coordinator.life == life)
 }

@@ -1,6 +1,6 @@
 //! What operators ask of the control plane: that a node is drained, or used again.
 //!
-//! A shell: membership, placer and publisher say whether it can be, the store remembers it.
+//! A shell: [`may_drain`](super::may_drain) says whether it can be, the store remembers it.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -9,10 +9,10 @@ use actix::{Context, Handler, Message};
 use serde_json::{Value, json};
 
 use super::actor::ControlActor;
-use super::drain::{DrainRefused, Drained, Held, Manner, closed, moves};
+use super::drain::{DrainRefused, Drained, Held, Manner, moves};
 use super::events::Kind;
+use super::may_drain::{Change, Deciding};
 use super::membership::{Member, State};
-use super::placer::Facts;
 use crate::placement::NodeId;
 
 /// A node is to hold nothing from now on, and to stay.
@@ -37,22 +37,11 @@ impl Handler<Drain> for ControlActor {
     type Result = Result<Value, DrainRefused>;
 
     fn handle(&mut self, Drain { node: name, manner }: Drain, context: &mut Self::Context) -> Self::Result {
-        self.check_publishes()?;
-        let member = self.parts.membership.named(&name);
-        // Who is drained may not have joined in this life of the coordinator.
-        if member.is_none() && !self.parts.membership.drained().has(&name) {
-            return Err(self.unknown(&name));
-        }
-        let here = member.filter(|member| member.is_in()).map(|member| member.node);
-        let drained = self.parts.membership.drained().with(&name, manner);
-        let is_news = drained != *self.parts.membership.drained();
-        let held = here.map(|node| self.held(node, &name)).unwrap_or_default();
-        if let Some(node) = here.filter(|_| is_news) {
-            self.check_room(&held, node, manner)?;
-        }
-        if is_news {
+        let Change { news, held } = self.decide(|deciding| deciding.drain(&name, manner))?;
+        let is_news = news.is_some();
+        if let Some(drained) = news {
             let how = if manner == Manner::ByForce { ", by force" } else { "" };
-            let held = if here.is_some() { held.to_string() } else { "It is not there".to_owned() };
+            let held = held.as_ref().map_or_else(|| "It is not there".to_owned(), Held::to_string);
             let text = format!("{name} is to be drained{how}. {held}");
             self.store(&name, drained, (Kind::Draining, text), context)?;
         }
@@ -61,6 +50,7 @@ impl Handler<Drain> for ControlActor {
         let to = to.unwrap_or_default().into_iter();
         let to: Vec<Value> =
             to.map(|(node, count)| json!({ "node": membership.name(node), "experts": count })).collect();
+        let held = held.unwrap_or_default();
         Ok(json!({
             "node": name,
             "changed": is_news,
@@ -78,15 +68,11 @@ impl Handler<Undrain> for ControlActor {
     type Result = Result<Value, DrainRefused>;
 
     fn handle(&mut self, Undrain { node: name }: Undrain, context: &mut Self::Context) -> Self::Result {
-        self.check_publishes()?;
-        let is_news = self.parts.membership.drained().has(&name);
-        if !is_news && self.parts.membership.named(&name).is_none() {
-            return Err(self.unknown(&name));
-        }
-        if is_news {
+        let Change { news, .. } = self.decide(|deciding| deciding.undrain(&name))?;
+        let is_news = news.is_some();
+        if let Some(drained) = news {
             let text = format!("{name} is not drained any more");
-            let without = self.parts.membership.drained().without(&name);
-            self.store(&name, without, (Kind::Undrained, text), context)?;
+            self.store(&name, drained, (Kind::Undrained, text), context)?;
         }
         Ok(json!({
             "node": name,
@@ -98,48 +84,14 @@ impl Handler<Undrain> for ControlActor {
 }
 
 impl ControlActor {
-    fn check_publishes(&self) -> Result<(), DrainRefused> {
-        if self.parts.publisher.is_superseded() { Err(DrainRefused::Superseded) } else { Ok(()) }
-    }
-
-    fn unknown(&self, name: &str) -> DrainRefused {
-        let members = self.parts.membership.members().map(|member| member.offer.name.as_str());
-        let mut known: Vec<String> =
-            members.chain(self.parts.membership.drained().names()).map(str::to_owned).collect();
-        known.sort();
-        known.dedup();
-        DrainRefused::Unknown { name: name.to_owned(), known }
-    }
-
-    /// What a node holds, where other drained nodes and those that want to go do not count.
-    fn held(&self, node: NodeId, name: &str) -> Held {
-        let cluster = self.parts.membership.cluster();
-        let is_closed = |other: NodeId| cluster.node(other).is_none_or(|offer| offer.is_leaving);
-        Held::of(node, name, self.parts.publisher.published(), is_closed)
-    }
-
-    /// Whether the others could take all that a node holds.
-    fn check_room(&self, held: &Held, node: NodeId, manner: Manner) -> Result<(), DrainRefused> {
-        let name = held.name.clone();
-        let cluster = closed(&self.parts.membership.cluster(), node);
-        if cluster.open_seats().next().is_none() {
-            return Err(DrainRefused::OnlyOne { name });
-        }
-        if manner == Manner::ByForce {
-            return Ok(());
-        }
-        let facts = Facts {
+    fn decide<T>(&self, ask: impl FnOnce(Deciding<'_>) -> T) -> T {
+        ask(Deciding {
+            membership: &self.parts.membership,
+            publisher: &self.parts.publisher,
+            placer: &self.parts.placer,
             demand: &self.parts.demand,
-            cluster: &cluster,
             statistics: &self.loads.statistics(Instant::now()),
-            previous: &self.parts.publisher.previous(),
-            banned: self.parts.publisher.banned(),
-            may_leave_out: false,
-        };
-        match self.parts.placer.look(facts) {
-            Ok(_) => Ok(()),
-            Err(why) => Err(DrainRefused::NoRoom { name, held: Box::new(held.clone()), why: Box::new(why) }),
-        }
+        })
     }
 
     /// Stores who is drained, then says so and goes by it.

@@ -30,8 +30,9 @@ impl ControlActor {
             cluster: &cluster,
             statistics: &self.loads.statistics(now),
             previous: &previous,
+            published: self.parts.publisher.published(),
             banned: self.parts.publisher.banned(),
-            may_leave_out: self.parts.membership.has_forced(),
+            forced: &self.parts.membership.forced(),
         };
         let refused = self.parts.placer.refused().map(ToString::to_string);
         if let Some(placement) = self.parts.placer.handle_changed(facts, now) {

@@ -4,7 +4,7 @@
 //! more. Whoever drives it calls a `handle_*`, carries out what [`Membership::poll_action`] yields until it yields
 //! nothing, and sets its timer to [`Membership::poll_timeout`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use transport::carrier::Vouched;
@@ -292,10 +292,11 @@ impl Membership {
         &self.drained
     }
 
-    /// Whether a node that is in is drained by force.
-    pub fn has_forced(&self) -> bool {
-        let mut members = self.members.values().filter(|member| is_in(member.state));
-        members.any(|member| self.drained.is_forced(&member.offer.name))
+    /// The nodes that are in and drained by force.
+    pub fn forced(&self) -> BTreeSet<NodeId> {
+        let members = self.members.values().filter(|member| is_in(member.state));
+        let forced = members.filter(|member| self.drained.is_forced(&member.offer.name));
+        forced.map(|member| member.node).collect()
     }
 
     /// How many nodes [`Membership::cluster`] has.

@@ -23,6 +23,7 @@ pub mod events;
 mod hear;
 mod layout;
 pub mod loads;
+pub mod may_drain;
 pub mod membership;
 pub mod placer;
 pub mod policy;

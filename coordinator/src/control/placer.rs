@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::cluster::{Cluster, Demand, Statistics};
 use super::policy::{Constraints, Policy, Refused, Request, place, place_what_fits};
 use super::rebalance::RebalanceSettings;
-use crate::placement::{NodeId, Placement};
+use crate::placement::{NodeId, Placement, Seat};
 
 /// How it places.
 #[derive(Debug, Clone, Default)]
@@ -37,10 +37,12 @@ pub struct Facts<'a> {
     pub statistics: &'a Statistics,
     /// What sits, or is about to: [`Publisher::previous`](super::publisher::Publisher::previous).
     pub previous: &'a Placement,
+    /// What is served from.
+    pub published: &'a Placement,
     /// What cannot be: [`Publisher::banned`](super::publisher::Publisher::banned).
     pub banned: &'a BTreeSet<(u32, u32, NodeId)>,
-    /// Whether experts may go without a seat, because a node is drained by force.
-    pub may_leave_out: bool,
+    /// Nodes that are drained by force: what they hold alone may go without a seat.
+    pub forced: &'a BTreeSet<NodeId>,
 }
 
 /// When and how experts are placed.
@@ -73,10 +75,12 @@ impl Placer {
             Err(refused) => {
                 self.refused = Some(refused);
                 // Nothing was served yet: whoever is still to come may bring the room.
-                let may_leave_out = self.is_placed && facts.may_leave_out;
+                let may_leave_out = self.is_placed && !facts.forced.is_empty();
                 may_leave_out.then(|| {
                     let (_, constraints) = self.rules(facts.banned);
-                    place_what_fits(&request(&facts, &constraints))
+                    let mut placement = place_what_fits(&request(&facts, &constraints));
+                    stay(&mut placement, &facts);
+                    placement
                 })
             }
         }
@@ -112,6 +116,18 @@ impl Placer {
     /// When [`Placer::handle_changed`] is due without a change.
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         Some(self.window_ends).filter(|end| !self.is_placed && *end > now)
+    }
+}
+
+/// What found no seat stays on nodes that are drained kindly or want to go: they are waited for. Of what is wanted there is no
+/// telling: what they hold was wanted elsewhere.
+fn stay(placement: &mut Placement, facts: &Facts<'_>) {
+    let sits = |seat: &Seat| facts.cluster.memory(*seat) > 0 && !facts.forced.contains(&seat.node);
+    for (&layer, experts) in &mut placement.layers {
+        for (expert, replicas) in (0..).zip(experts).filter(|(_, replicas)| replicas.is_empty()) {
+            let published = facts.published.replicas(layer, expert).iter();
+            replicas.extend(published.filter(|replica| replica.seats.iter().all(sits)).cloned());
+        }
     }
 }
 

@@ -244,7 +244,7 @@ fn a_drained_node_stays_and_offers_nothing() {
     membership.handle_drained(drained.clone());
     assert_eq!(actions(&mut membership), [Action::Changed]);
     assert_eq!((closed(&membership), state(&membership)), (vec![true, false], State::Joined));
-    assert!(!membership.has_forced(), "z is not there");
+    assert!(membership.forced().is_empty(), "z is not there");
     membership.handle_drained(drained.clone());
     assert_eq!(actions(&mut membership), [], "twice is once");
     // Another life of the process.
@@ -264,7 +264,8 @@ fn a_drained_node_stays_and_offers_nothing() {
     assert_eq!((closed(&membership), state(&membership)), (vec![false, false], State::Joined));
     membership.handle_join(joining(4, "z", 1, 0), begun);
     actions(&mut membership);
-    assert!(membership.has_forced());
+    let z = membership.named("z").unwrap().node;
+    assert_eq!(membership.forced(), [z].into());
     // Nothing changes for anybody when one is drained that is not there.
     membership.handle_link_ended(LinkId(1), begun);
     actions(&mut membership);

@@ -359,3 +359,28 @@ fn the_full_size_is_laid_out() {
         }
     }
 }
+
+/// Nodes may come back with other labels. A replica whose shards sat in one rack, and do not by now, is laid out anew.
+#[test]
+fn the_reference_keeps_no_replica_whose_shards_have_come_to_fail_apart() {
+    let demand = Demand { shards: 2, ..demand(0..1, 1, 10) };
+    let constraints = Constraints { failure_domain: Some("rack".into()), ..Constraints::default() };
+    let in_rack = |id: u32| labelled(node(id, 1, 20), "rack", "r1");
+    let before = Cluster::new(vec![in_rack(0), in_rack(1), labelled(node(2, 2, 20), "rack", "r2")]);
+    let placed = placed(Policy::Reference, &demand, &before, &constraints).unwrap();
+    assert_eq!(placed.replicas(0, 0), [replica(0, &[(0, 0), (1, 0)])]);
+    let keep = |cluster: &Cluster| {
+        let statistics = Statistics::default();
+        let request = Request {
+            demand: &demand,
+            cluster,
+            statistics: &statistics,
+            constraints: &constraints,
+            previous: Some(&placed),
+        };
+        place(Policy::Reference, &request).unwrap()
+    };
+    assert_eq!(keep(&before), placed, "as long as nothing has changed");
+    let after = Cluster::new(vec![in_rack(0), node(1, 1, 20), labelled(node(2, 2, 20), "rack", "r2")]);
+    assert_eq!(keep(&after).replicas(0, 0), [replica(1, &[(2, 0), (2, 1)])]);
+}

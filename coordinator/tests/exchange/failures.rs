@@ -95,6 +95,27 @@ mod refusals {
         assert_eq!(world.sent(), NOTHING);
     }
 
+    /// A node that is asked for what it is still loading serves it by and by: as long as it says that it does not, its rows
+    /// wait for a holder, as others do for which nobody is asked.
+    #[test]
+    fn who_does_not_serve_is_asked_up_to_the_deadline() {
+        let mut world = one_replica();
+        let begun = world.now;
+        world.chosen_until(0, 3, &[&[0]], begun + 10_100 * MS);
+        for dispatch in 1..=40 {
+            assert_eq!(world.sent(), [format!("link 10 layer 0 rows 3: d{dispatch} e0.0.0 [0]")]);
+            world.refused(10, dispatch, Reason::NotHeld);
+            world.pass_until_due();
+            assert_eq!(world.now - begun, 250 * MS * dispatch as u32);
+        }
+        assert_eq!(world.sent(), ["link 10 layer 0 rows 3: d41 e0.0.0 [0]"]);
+        world.refused(10, 41, Reason::Draining);
+        world.pass_until_due();
+        assert_eq!(world.failed(), ["3: no node held expert 0 of layer 0 until the deadline"]);
+        assert_eq!((world.whole(), world.now - begun), (vec![3], 10_100 * MS));
+        assert_eq!(world.sent(), NOTHING);
+    }
+
     /// Rows that were refused came before those that wait.
     #[test]
     fn refused_rows_wait_at_the_head() {

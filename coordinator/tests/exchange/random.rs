@@ -345,12 +345,26 @@ impl Model {
                     if reason == Reason::Failed {
                         self.suspect(&out);
                     }
+                    if matches!(reason, Reason::NotHeld | Reason::Stale | Reason::Draining) {
+                        self.uncount(&out);
+                    }
                 }
             }
         } else {
             self.take_return(key);
         }
         self.ended.push(key);
+    }
+
+    /// Who does not serve an expert has not been tried.
+    fn uncount(&mut self, out: &Out) {
+        for (id, life, rank) in &out.rows {
+            let row = self.rows.get_mut(id).filter(|row| row.life == *life);
+            let slot = (*rank, u32::from(out.actor.shard));
+            if let Some(attempts) = row.and_then(|row| row.attempts.get_mut(&slot)) {
+                *attempts -= 1;
+            }
+        }
     }
 
     fn take_return(&mut self, key: (u32, u64)) {

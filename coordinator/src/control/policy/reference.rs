@@ -63,6 +63,7 @@ impl<'a> Layout<'a> {
     fn keep(&mut self) {
         let Some(previous) = self.request.previous else { return };
         let banned = &self.request.constraints.banned;
+        let must_be_one = self.request.constraints.failure_domain.is_some();
         let open: BTreeMap<Seat, u64> = self.devices.iter().copied().collect();
         for (layer, experts) in &mut self.layers {
             let bytes = self.request.demand.shard_bytes(*layer);
@@ -76,6 +77,7 @@ impl<'a> Layout<'a> {
                         && replica.seats.iter().all(is_open)
                         && replica.seats.iter().all(may_load)
                         && self.taken.is_disjoint(&distinct)
+                        && (!must_be_one || fails_as_one(&self.domains, &replica.seats))
                         && fails_apart(&self.domains, replicas, &replica.seats);
                     if is_well && replicas.len() < self.copies {
                         self.taken.extend(distinct);
@@ -123,14 +125,14 @@ impl<'a> Layout<'a> {
             return false;
         }
         let seats: Vec<Seat> = devices.map(|device| self.devices[device].0).collect();
-        let is_one = seats.iter().all(|seat| self.domains[&seat.node] == self.domains[&seats[0].node]);
         let must_be_one = self.request.constraints.failure_domain.is_some();
         let others = &self.layers[&layer][expert as usize];
         let banned = &self.request.constraints.banned;
         if seats.iter().any(|seat| banned.contains(&(layer, expert, seat.node))) {
             return false;
         }
-        if (must_be_one && !is_one) || !fails_apart(&self.domains, others, &seats) {
+        let is_one = !must_be_one || fails_as_one(&self.domains, &seats);
+        if !is_one || !fails_apart(&self.domains, others, &seats) {
             return false;
         }
         self.taken.extend(seats.iter().copied());
@@ -162,6 +164,11 @@ impl<'a> Layout<'a> {
         let (layers, crowded, apart) = (0, devices - memory - apart, apart - banned);
         Err(Refused::Seat { layer, expert, devices, memory, crowded, layers, apart, banned })
     }
+}
+
+/// Whether all shards of a replica on these seats would fail together.
+fn fails_as_one(domains: &BTreeMap<NodeId, String>, seats: &[Seat]) -> bool {
+    seats.windows(2).all(|pair| domains.get(&pair[0].node) == domains.get(&pair[1].node))
 }
 
 /// Whether a replica on these seats would fail apart from the others.

@@ -26,8 +26,8 @@ pub struct ExchangeSettings {
     pub row_bytes: u64,
     /// Bytes of a row on its way back: shards answer in f32, so it may be longer.
     pub return_row_bytes: u64,
-    /// How often a slot is sent at most. Raising it lets rows outlive more deaths, and a broken cluster be asked
-    /// longer.
+    /// How often a slot is sent at most to somebody who serves it. Raising it lets rows outlive more deaths, and a broken cluster
+    /// be asked longer.
     pub attempts_max: u8,
     /// A row that has felled so many actors is not sent again.
     pub felled_max: u8,
@@ -186,6 +186,13 @@ pub enum AttemptEnd {
     LinkEnded,
     /// Silence.
     Overdue,
+}
+
+impl AttemptEnd {
+    /// The node is no holder, or is none any more. Nothing was tried.
+    pub(super) fn is_not_serving(self) -> bool {
+        matches!(self, Self::Refused(Reason::NotHeld | Reason::Stale | Reason::Draining))
+    }
 }
 
 impl std::fmt::Display for AttemptEnd {

@@ -137,6 +137,8 @@ impl Exchange {
             if !dispatch.is_overdue {
                 slot.live -= 1;
             }
+            // Who does not serve it is no holder, and for one rows wait up to their deadline.
+            slot.attempts -= u8::from(end.is_not_serving());
             if row.state != RowState::Moving {
                 self.landing.leave_if_done(row_at);
                 continue;
