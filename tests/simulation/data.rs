@@ -197,6 +197,7 @@ impl Data {
             priority: submission.priority,
             goes_alone: false,
             is_scored: false,
+            bias: None,
         };
         let taken = self.scheduler.handle_request(asked);
         match taken {

@@ -111,6 +111,7 @@ pub(super) async fn prepare(
             prompt_logprobs: asked.echo && asked.logprobs.is_some(),
             experts: asked.return_experts,
             grammar: grammar.clone(),
+            bias: None,
         };
         let text = texts.tokenizer.as_ref().map(|tokenizer| match skip_special {
             true => tokenizer.stream_with(&speech.tags()),
