@@ -12,7 +12,7 @@ use serde_json::Value;
 const SEATS_MAX: usize = 4096;
 
 /// Numbers of which there is one: name, kind, where it stands in `/cluster`, and what it is.
-const SINGLE: [(&str, &str, &str, &str); 27] = [
+const SINGLE: [(&str, &str, &str, &str); 30] = [
     ("phalanx_requests_running", "gauge", "/data/running", "Requests that are being computed."),
     ("phalanx_requests_waiting", "gauge", "/data/waiting", "Requests that wait for room."),
     ("phalanx_tokens_total", "counter", "/data/tokens", "Tokens of answers."),
@@ -48,6 +48,9 @@ const SINGLE: [(&str, &str, &str, &str); 27] = [
     ("phalanx_experts_held", "gauge", "/experts/held", "Experts that have a holder."),
     ("phalanx_replicas", "gauge", "/experts/replicas", "Replicas of all experts."),
     ("phalanx_devices_spare", "gauge", "/experts/spares", "Devices without an expert."),
+    ("phalanx_bias_version", "gauge", "/bias/version", "Which bias answers begin with; 0 is none."),
+    ("phalanx_bias_largest", "gauge", "/bias/largest", "The largest bias of an expert, up or down."),
+    ("phalanx_bias_mean", "gauge", "/bias/mean", "That of an average expert, up or down."),
     ("phalanx_epoch_term", "gauge", "/epoch/term", "Under which term placements are published."),
     ("phalanx_epoch_number", "gauge", "/epoch/number", "Which placement of the term is published."),
 ];
@@ -128,6 +131,7 @@ impl Exposition {
         }
         self.dispatches(&cluster["data"]["dispatches"]);
         self.nodes(list(&cluster["nodes"]));
+        self.imbalance(list(&cluster["bias"]["layers"]));
         self.experts(cluster);
     }
 
@@ -188,6 +192,17 @@ impl Exposition {
                 self.sample(&format!("{name}_sum"), &[("node", &node)], sum as f64 / 1e6);
                 self.sample(&format!("{name}_count"), &[("node", &node)], count);
             }
+        }
+    }
+
+    fn imbalance(&mut self, layers: &[Value]) {
+        if layers.is_empty() {
+            return;
+        }
+        let name = "phalanx_layer_imbalance";
+        self.family(name, "gauge", "Rows of a layer's most loaded expert by those of an average one.");
+        for layer in layers {
+            self.sample(name, &[("layer", &layer["layer"])], &layer["now"]);
         }
     }
 
