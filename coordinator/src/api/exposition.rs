@@ -365,6 +365,7 @@ pub(super) mod tests {
                     "round_trips": {"count": 4, "sum_us": 3000}, "link": {"frames": 3, "bytes_out": 4, "bytes_back": 5,
                     "dispatches": 1, "returned": 2, "service_us": 1500}},
             ],
+            "bias": {"version": 3, "largest": 0.25, "mean": 0.125, "layers": [{"layer": 5, "before": 3.0, "now": 1.5}]},
             "data": {"running": 1, "rows": 37, "group_rows": 9, "batch_sizes": [1, 0, 2, 3], "group_sizes": [9, 0],
                 "dispatches": {"sent": 20, "refused": {"busy": 2, "late": 0}, "overdue": 1, "died": 4, "rows_failed": 0}},
             "loads": loads,
@@ -406,6 +407,9 @@ pub(super) mod tests {
         assert_eq!((of_all, samples[trip].len()), ([0.003, 4.0], 1));
         assert_eq!(samples["phalanx_link_frames_total"].len(), 1, "a node without a link has none");
         assert_eq!(value("phalanx_layer_rows_per_second", &[("layer", "0")]), 1.0);
+        assert_eq!(value("phalanx_bias_version", &[]), 3.0);
+        assert_eq!((value("phalanx_bias_largest", &[]), value("phalanx_bias_mean", &[])), (0.25, 0.125));
+        assert_eq!(value("phalanx_layer_imbalance", &[("layer", "5")]), 1.5);
         let labels = [("layer", "0"), ("expert", "1"), ("replica", "0"), ("shard", "0"), ("node", "n1")];
         assert_eq!(value("phalanx_expert_rows_total", &labels), 1.0);
     }
@@ -417,6 +421,13 @@ pub(super) mod tests {
         assert!(!samples.contains_key("phalanx_expert_rows_total"));
         assert_eq!(samples["phalanx_layer_rows_per_second"].len(), 65);
         assert_eq!(of(&cluster(SEATS_MAX))["phalanx_expert_rows_total"].len(), SEATS_MAX);
+    }
+
+    /// Without `--balance bias` there is nothing of it.
+    #[test]
+    fn no_bias_has_no_series() {
+        let samples = of(&Value::from_iter([("bias", Value::Null)]));
+        assert!(samples.keys().all(|name| !name.contains("bias") && !name.contains("imbalance")), "{samples:?}");
     }
 
     /// A name may be anything that a node calls itself.
