@@ -141,7 +141,7 @@ pub struct Config {
     #[arg(long, value_name = "N", env = "PHALANX_COORDINATOR_QUEUE_MAX")]
     pub queue_max: Option<QueueMax>,
 
-    /// Where this coordinator keeps what it must remember: its term, digests of its checkpoint.
+    /// Where this coordinator keeps what it must remember: its term, who is drained, biases, digests of its checkpoint.
     #[arg(long, value_name = "DIR", env = "PHALANX_COORDINATOR_DATA")]
     pub data: Option<PathBuf>,
 
