@@ -554,15 +554,10 @@ fn tokens_of(sequences: &[Option<State>], runs: &[BatchRun]) -> Vec<u32> {
 /// The bias of each row; nothing, where no row has any.
 fn biases_of<'a>(sequences: &'a [Option<State>], runs: &[BatchRun]) -> Vec<Option<&'a Bias>> {
     let of = |run: &BatchRun| sequences[run.sequence.0 as usize].as_ref()?.bias.as_deref();
-    let rows = runs.iter().map(|run| run.rows.end as usize).max().unwrap_or(0);
-    let mut biases = Vec::new();
-    for run in runs {
-        if let Some(bias) = of(run) {
-            biases.resize(rows, None);
-            biases[run.rows.start as usize..run.rows.end as usize].fill(Some(bias));
-        }
+    if runs.iter().all(|run| of(run).is_none()) {
+        return Vec::new();
     }
-    biases
+    runs.iter().flat_map(|run| run.rows.clone().map(move |_| of(run))).collect()
 }
 
 /// The bytes of rows, in a buffer that frames are made of.
