@@ -33,6 +33,7 @@ pub(crate) fn questions(count: u32, prompt: u32, tokens: u32, vocab: usize) -> V
         prompt_logprobs: false,
         experts: false,
         grammar: None,
+        bias: None,
     };
     (0..count).map(question).collect()
 }

@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use crate::Failure;
 use crate::arguments::{ModelArguments, Tokens, token_ids};
 use crate::output::{shards, show};
-use crate::session::Session;
+use crate::session::{self, Session};
 
 /// One pass over given tokens, for comparing with other implementations.
 ///
@@ -31,6 +31,10 @@ pub(crate) struct Forward {
     /// File to write. It appears whole or not at all.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+
+    /// Choose experts under this selection bias: a file as a coordinator's /bias shows it.
+    #[arg(long, value_name = "FILE")]
+    bias: Option<PathBuf>,
 }
 
 /// Everything inside a pass, in the order in which it happens.
@@ -73,7 +77,9 @@ impl Forward {
         let opened = self.model.open()?;
         check_tokens(&opened.spec, tokens)?;
         check_context(&opened.spec, tokens.len())?;
+        let bias = session::bias(self.bias.as_deref(), &opened)?;
         let mut session = Session::load_opened(&opened, &self.model.compute, self.model.kv_memory)?;
+        session.bias = bias;
         let (vocab, hidden) = (session.trunk.spec().vocab, session.trunk.spec().hidden);
         let mut inside = Inside::default();
         let mut logits = Vec::with_capacity(tokens.len() * vocab);

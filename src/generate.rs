@@ -1,10 +1,13 @@
 //! `phalanx generate`: one answer, streamed. Here it is computed in this process; `generate_remote` asks a cluster.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{ArgGroup, Args};
 use coordinator::generation::{FinishReason, Generation, Request, Token};
 use coordinator::texts::Texts;
+use model::bias::Bias;
 use model::kv::Sequence;
 use model::plain::{StepError, Unobserved, check_context, check_tokens};
 use model::sampler::{Sampling, SamplingFields};
@@ -107,6 +110,11 @@ pub(crate) struct Generate {
     #[arg(long)]
     pub(crate) ignore_eos: bool,
 
+    /// Choose experts under this selection bias, as a cluster with --balance bias does: the file that the coordinator's
+    /// /bias/DIGEST shows, where DIGEST is `phalanx.bias` of an answer. The same bias, prompt and seed give the same answer.
+    #[arg(long, value_name = "FILE", conflicts_with = "cluster")]
+    pub(crate) bias: Option<PathBuf>,
+
     /// With --json: the likeliest alternatives of each token.
     #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
     pub(crate) top_logprobs: usize,
@@ -134,6 +142,8 @@ pub(crate) struct Told {
     pub(crate) numeric_class: String,
     /// Shards of every expert.
     pub(crate) shards: usize,
+    /// The digest of the bias under which experts were chosen.
+    pub(crate) bias: Option<String>,
 }
 
 impl Told {
@@ -159,6 +169,9 @@ impl Told {
                 "decode_tokens_per_s": rate(self.tokens.len().saturating_sub(1), timing.decode),
             },
         });
+        if let Some(bias) = &self.bias {
+            object["bias"] = json!(bias);
+        }
         if with_top {
             object["top_logprobs"] = json!(self.top_logprobs);
         }
@@ -174,13 +187,14 @@ impl Generate {
         let sampling = self.sampling()?;
         let stop = StopStream::new(self.stop.clone())?;
         let opened = self.model.open()?;
+        let bias = session::bias(self.bias.as_deref(), &opened)?;
         let texts = session::texts(self.model.model.as_deref())?;
         if !self.stop.is_empty() {
             // Stop strings are found in text.
             texts.tokenizer()?;
         }
         let prompt = self.prompt_ids(&texts)?;
-        let request = self.request(&texts, prompt, sampling)?;
+        let request = self.request(&texts, prompt, sampling, bias)?;
         check_tokens(&opened.spec, &request.prompt)?;
         check_context(&opened.spec, request.prompt.len())?;
         let mut session = Session::load_opened(&opened, &self.model.compute, self.model.kv_memory)?;
@@ -244,7 +258,13 @@ impl Generate {
         }
     }
 
-    fn request(&self, texts: &Texts, prompt: Vec<u32>, sampling: Sampling) -> Result<Request, Failure> {
+    fn request(
+        &self,
+        texts: &Texts,
+        prompt: Vec<u32>,
+        sampling: Sampling,
+        bias: Option<Arc<Bias>>,
+    ) -> Result<Request, Failure> {
         let tokens_max = self.tokens_max(texts.defaults.max_new_tokens.map(|n| n as usize))?;
         let end_ids = if self.ignore_eos { Vec::new() } else { texts.end_ids() };
         Ok(Request {
@@ -256,6 +276,7 @@ impl Generate {
             prompt_logprobs: false,
             experts: false,
             grammar: None,
+            bias,
         })
     }
 }
@@ -277,6 +298,7 @@ fn told(
         finish_reason: finish_reason.map(|reason| reason.name().to_owned()),
         numeric_class: session.kernels().class().to_string(),
         shards: session.trunk.spec().shards,
+        bias: session.bias.as_ref().map(|bias| bias.digest().to_string()),
     }
 }
 
@@ -303,6 +325,7 @@ fn generate(
     generation: &mut Generation,
     mut take: impl FnMut(Option<Token>, &str) -> Result<(), Failure>,
 ) -> Result<Timing, Failure> {
+    session.bias.clone_from(&generation.request().bias);
     let mut sequence = Sequence::default();
     let mut logits = Vec::new();
     let start = Instant::now();
@@ -345,6 +368,7 @@ pub(crate) fn answer(
         prompt_logprobs: false,
         experts: false,
         grammar: None,
+        bias: None,
     };
     let mut generation = Generation::new(request, Some(tokenizer.stream(true)), StopStream::new(Vec::new())?);
     let mut text = String::new();

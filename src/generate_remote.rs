@@ -23,6 +23,7 @@ struct Coming {
     top_logprobs: Vec<Value>,
     text: String,
     finish_reason: Option<String>,
+    bias: Option<String>,
     first: Option<Instant>,
 }
 
@@ -143,6 +144,7 @@ impl Coming {
         let tokens = ids(&mut extension["token_ids"]).ok_or_else(strange)?;
         self.prompt.extend(ids(&mut extension["prompt_token_ids"]).ok_or_else(strange)?);
         self.top_logprobs.extend(list(&mut extension["top_logprobs"]));
+        self.bias = extension["bias"].as_str().map(str::to_owned).or(self.bias.take());
         let choice = &mut chunk["choices"][0];
         self.logprobs.extend(list(&mut choice["logprobs"]["token_logprobs"]));
         self.finish_reason =
@@ -164,6 +166,7 @@ impl Coming {
             finish_reason: self.finish_reason,
             numeric_class: served.numeric_class.clone(),
             shards: served.shards,
+            bias: self.bias,
         }
     }
 }

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use coordinator::program::{self, ModelFiles, remember};
 use coordinator::texts::{TextFiles, Texts};
+use model::bias::{Bias, BiasError};
 use model::experts::LocalExperts;
 use model::kernel::{Kernels, RowType};
 use model::kv::{KvCache, Sequence};
 use model::load::{self, Opened, Progress, Request};
-use model::plain::{Observe, Run, StepError, check_context, step};
+use model::plain::{Observe, Run, StepError, check_context, step_under};
 use model::pool::Pool;
 use model::trunk::{Trunk, Workspace};
 use model::weights::{DigestCache, ExpertId, ExpertPlan, Manifest, TrunkPlan};
@@ -33,6 +34,8 @@ pub(crate) struct Session {
     pub(crate) work: Workspace,
     pub(crate) cache: KvCache,
     pub(crate) load_time: Duration,
+    /// Under which all rows choose.
+    pub(crate) bias: Option<Arc<Bias>>,
 }
 
 /// Opens a folder, or the demo model.
@@ -81,6 +84,15 @@ pub(crate) fn texts(model: Option<&Path>) -> Result<Texts, Failure> {
     })
 }
 
+/// Reads a bias for a model, if one is named.
+pub(crate) fn bias(file: Option<&Path>, opened: &Opened) -> Result<Option<Arc<Bias>>, Failure> {
+    let Some(file) = file else { return Ok(None) };
+    let wrong = |why: BiasError| -> Failure { format!("--bias {}: {why}", file.display()).into() };
+    let bias = Bias::open(file).map_err(wrong)?;
+    bias.check(&opened.spec).map_err(wrong)?;
+    Ok(Some(Arc::new(bias)))
+}
+
 impl Session {
     /// Loads all of a model.
     pub(crate) fn load(arguments: &ModelArguments) -> Result<Self, Failure> {
@@ -110,6 +122,7 @@ impl Session {
             work: Workspace::new(kernels),
             cache,
             load_time: start.elapsed(),
+            bias: None,
         })
     }
 
@@ -140,7 +153,8 @@ impl Session {
 
     /// One step of several sequences.
     pub(crate) fn step(&mut self, runs: &mut [Run<'_>], observe: &mut dyn Observe) -> Result<(), StepError> {
-        step(&self.trunk, &self.pool, &mut self.work, &mut self.cache, runs, &mut self.experts, observe)
+        let Self { trunk, pool, work, cache, experts, bias, .. } = self;
+        step_under(trunk, pool, work, cache, runs, experts, observe, bias.as_deref())
     }
 
     /// Logits of rows of the last step.

@@ -168,6 +168,7 @@ fn text(state: &Value, earlier: Option<(&Value, Duration)>, url: &str) -> String
         traffic("returned")
     );
     page += &moves(state);
+    page += &bias(state);
     let kinds = list(&state["nodes"])
         .iter()
         .flat_map(|node| list(&node["devices"]))
@@ -208,6 +209,30 @@ fn moves(state: &Value) -> String {
         let _ = writeln!(page, "           saves {saves:.1} s, costs {costs:.1} s");
     }
     page
+}
+
+/// How far answers are from the model's own, and what that has evened out; nothing, where they are its own.
+fn bias(state: &Value) -> String {
+    let bias = &state["bias"];
+    let number = |key: &str| bias[key].as_f64().unwrap_or(0.0);
+    if !bias.is_object() {
+        return String::new();
+    }
+    let worst = |key: &str| {
+        let of = list(&bias["layers"]).iter().filter_map(|layer| layer[key].as_f64());
+        of.reduce(f64::max).map_or("?".to_owned(), |most| format!("{most:.2}"))
+    };
+    let even = format!("most loaded expert {} of the mean, was {}", worst("now"), worst("before"));
+    let even = if list(&bias["layers"]).is_empty() { "too few rows yet".to_owned() } else { even };
+    match &bias["digest"] {
+        Value::String(digest) => format!(
+            "BIASED     version {} ({digest:.12}), up to {:.3} of {:.3}; {even}\n",
+            bias["version"],
+            number("largest"),
+            number("max"),
+        ),
+        _ => format!("bias       none yet, up to {:.3} allowed; {even}\n", number("max")),
+    }
 }
 
 fn nodes(state: &Value) -> String {
@@ -504,6 +529,20 @@ rebalance  7 changes so far; it must save 2 times what it costs
 ";
         assert_eq!(moves(&state), expected);
         assert_eq!(moves(&json!({"rebalance": null})), "");
+    }
+
+    /// That answers are not the model's own is said as soon as they are not.
+    #[test]
+    fn a_bias_is_shown() {
+        let of = |bias: Value| super::bias(&json!({ "bias": bias }));
+        assert_eq!(of(Value::Null), "");
+        let none = json!({"version": 0, "digest": null, "max": 0.5, "largest": 0.0, "layers": []});
+        assert_eq!(of(none), "bias       none yet, up to 0.500 allowed; too few rows yet\n");
+        let layers =
+            json!([{"layer": 1, "before": 3.1, "now": 1.25}, {"layer": 2, "before": 2.0, "now": 1.5}]);
+        let some = json!({"version": 7, "digest": "0123456789abcdef", "max": 0.5, "largest": 0.25, "layers": layers});
+        let expected = "BIASED     version 7 (0123456789ab), up to 0.250 of 0.500; most loaded expert 1.50 of the mean, was 3.10\n";
+        assert_eq!(of(some), expected);
     }
 
     /// Who joined, died and took over stands with how long ago it was, newest first.

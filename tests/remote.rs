@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use coordinator::api::State;
+use model::bias::Bias;
 use program::{Scratch, command, fixture, phalanx};
 use serde_json::{Value, json};
 use server::{Made, Server, certify};
@@ -92,6 +93,54 @@ fn generate_by_a_cluster_is_generate() {
         assert_eq!(keys(&there), keys(&here));
     }
     assert_eq!(server.cancelled(), 0);
+}
+
+/// An answer under a bias names it, the cluster gives it as a file, and with that one process answers alike; without, otherwise.
+#[test]
+fn a_biased_answer_is_computed_again_here() {
+    let server = Server::start();
+    let layer =
+        |layer: usize| (layer, (0..16).map(|expert| ((layer + 5 * expert) % 7) as f32 / 3.0 - 1.0).collect());
+    server.set_bias(Some(Arc::new(Bias::new((3..7).map(layer).collect()).unwrap())), &[]);
+    let url = server.url();
+    let arguments = ["--prompt", "sort 4921=", "--max-tokens", "24", "--ignore-eos", "--json"];
+    let json = |fixed: &[&str]| {
+        let mut value: Value = serde_json::from_str(&stdout(&[fixed, &arguments].concat())).unwrap();
+        value["timing"].take();
+        value
+    };
+    let there = json(&["generate", "--cluster", &url]);
+    let digest = there["bias"].as_str().unwrap();
+    let scratch = Scratch::new("biased-answer");
+    let file = scratch.path().join("bias.json");
+    std::fs::write(&file, server.get(&format!("/bias/{digest}")).text()).unwrap();
+    let here = ["generate", "--numeric-class", "portable"];
+    assert_eq!(json(&[&here[..], &["--bias", file.to_str().unwrap()]].concat()), there);
+    let without = json(&here);
+    assert_eq!(without.get("bias"), None);
+    assert_ne!(without["logprobs"], there["logprobs"], "a bias that changes nothing shows nothing");
+    let file = file.to_str().unwrap();
+    let forward = |out: &str, more: &[&str]| {
+        let out = scratch.path().join(out);
+        let fixed = ["forward", "--tokens", "120,61,65", "--out", out.to_str().unwrap()];
+        stdout(&[&fixed[..], more].concat());
+        std::fs::read(out).unwrap()
+    };
+    assert_ne!(forward("under", &["--bias", file]), forward("without", &[]));
+    refuse(
+        &["--bias", "cannot be used with"],
+        &["generate", "--cluster", &url, "--prompt", "x", "--bias", file],
+    );
+    let model = fixture("mixtral");
+    let model = model.to_str().unwrap();
+    refuse(
+        &["bias.json", "of another model"],
+        &["generate", "--model", model, "--tokens", "1", "--bias", file],
+    );
+    refuse(
+        &["nowhere", "--bias", "as a coordinator's /bias shows it"],
+        &["generate", "--prompt", "x", "--bias", "nowhere"],
+    );
 }
 
 #[test]

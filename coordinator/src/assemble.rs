@@ -22,6 +22,7 @@ use transport::peer::Listener;
 use transport::security::{Authority, ClusterId, Tls, Utc, token_file};
 use transport::wire::control::NumericIdentity;
 
+use crate::control::bias::BiasSettings;
 use crate::control::membership::MembershipSettings;
 use crate::control::placer::PlacerSettings;
 use crate::data::start::DataSettings;
@@ -58,6 +59,8 @@ pub struct Assembly {
     pub data: DataSettings,
     /// When and how experts are laid out.
     pub placer: PlacerSettings,
+    /// How far experts' scores may be moved against overload; not at all, where answers are the model's own.
+    pub bias: Option<BiasSettings>,
     /// Where the coordinator keeps what it must remember.
     pub data_folder: Option<PathBuf>,
     /// Doors for nodes from outside: HOST:PORT, `tcp:`, `quic:`, `shm:`.
@@ -129,11 +132,19 @@ pub async fn assemble(
     let window = limits.window_bytes.control + limits.window_bytes.data + limits.window_bytes.weights;
     let buffers = Buffers::new(WINDOWS * window);
     let from_outside = !settings.nodes.is_empty();
+    if let Some(BiasSettings { max, .. }) = settings.bias {
+        tracing::warn!(
+            max,
+            "--balance bias: experts that are overloaded are chosen less, so answers differ from the model's own; each names its \
+             bias as `phalanx.bias`"
+        );
+    }
     let coordinator = Settings {
         name: tls.map_or_else(|| NAME.to_owned(), |tls| tls.peer().name),
         cluster,
         data: settings.data.clone(),
         placer: settings.placer.clone(),
+        bias: settings.bias,
         limits,
         membership: MembershipSettings {
             checkpoint: Some(*opened.config_digest.0.as_bytes()),

@@ -13,6 +13,7 @@ use settings::program::Settings;
 use settings::values::{one_or_many, written_or_none};
 use settings::{Bytes, Cores, LogFormat};
 
+use crate::control::bias::BiasSettings;
 use crate::control::placer::PlacerSettings;
 use crate::control::policy::{Constraints, Policy};
 use crate::control::rebalance::RebalanceSettings;
@@ -106,6 +107,17 @@ pub struct Config {
     #[arg(long, value_name = "SECONDS", env = "PHALANX_COORDINATOR_REBALANCE_EVERY")]
     pub rebalance_every: Option<RebalanceEvery>,
 
+    /// What is done about experts that are hot: `replicas`: rows go to whichever replica is less loaded, and answers are the model's
+    /// own. `bias`: also, those that are overloaded are chosen less. ANSWERS THEN DIFFER from the model's own; each names the bias
+    /// under which it was computed, and is the same wherever it is computed under that. Default: replicas.
+    #[arg(long, value_name = "HOW", env = "PHALANX_COORDINATOR_BALANCE")]
+    pub balance: Option<BalanceChoice>,
+
+    /// With --balance bias: the most that is added to an expert's score or taken from it, from 0.001 to 8; 1 is about what a
+    /// logit more does. More evens out more, and is further from the model. Default: 0.5.
+    #[arg(long, value_name = "X", env = "PHALANX_COORDINATOR_BIAS_MAX")]
+    pub bias_max: Option<BiasMax>,
+
     /// Whether a row goes on as soon as it is whole (`partial`), or with all rows of its step (`whole`). `auto`: whole
     /// where trunk and experts share cores; elsewhere both are tried now and then, and the faster is kept. Default: auto.
     #[arg(long, value_name = "HOW", env = "PHALANX_COORDINATOR_FORWARDING")]
@@ -129,7 +141,7 @@ pub struct Config {
     #[arg(long, value_name = "N", env = "PHALANX_COORDINATOR_QUEUE_MAX")]
     pub queue_max: Option<QueueMax>,
 
-    /// Where this coordinator keeps what it must remember: its term, digests of its checkpoint.
+    /// Where this coordinator keeps what it must remember: its term, who is drained, biases, digests of its checkpoint.
     #[arg(long, value_name = "DIR", env = "PHALANX_COORDINATOR_DATA")]
     pub data: Option<PathBuf>,
 
@@ -217,6 +229,45 @@ pub enum RebalanceChoice {
     On,
     /// No.
     Off,
+}
+
+/// What is done about hot experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BalanceChoice {
+    /// The less loaded replica is chosen.
+    Replicas,
+    /// And whoever is overloaded is chosen less.
+    Bias,
+}
+
+/// The largest bias of an expert.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Deserialize)]
+#[serde(try_from = "f64")]
+pub struct BiasMax(f32);
+
+/// Beyond it a bias decides and not the model.
+const BIAS_MAX: f64 = 8.0;
+
+impl TryFrom<f64> for BiasMax {
+    type Error = String;
+
+    fn try_from(max: f64) -> Result<Self, String> {
+        // Steps below this would vanish beside scores.
+        match (1e-3..=BIAS_MAX).contains(&max) {
+            true => Ok(Self(max as f32)),
+            false => Err(format!("a largest bias of {max}; from 0.001 to {BIAS_MAX} are supported")),
+        }
+    }
+}
+
+impl std::str::FromStr for BiasMax {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let max: f64 = text.parse().map_err(|_| format!("`{text}` is no number; write for example 0.5"))?;
+        max.try_into()
+    }
 }
 
 /// Whether what was computed of prompts is kept.
@@ -328,6 +379,8 @@ impl Settings for Config {
             failure_domain: self.failure_domain.or(below.failure_domain),
             rebalance: self.rebalance.or(below.rebalance),
             rebalance_every: self.rebalance_every.or(below.rebalance_every),
+            balance: self.balance.or(below.balance),
+            bias_max: self.bias_max.or(below.bias_max),
             forwarding: self.forwarding.or(below.forwarding),
             rows_in_flight: self.rows_in_flight.or(below.rows_in_flight),
             kv_memory: self.kv_memory.or(below.kv_memory),
@@ -394,6 +447,12 @@ impl Config {
         is_wanted.then(|| RebalanceSettings::every(Duration::from_secs(seconds)))
     }
 
+    /// How far experts' scores may be moved against overload; not at all, where nobody says so.
+    pub fn bias_settings(&self) -> Option<BiasSettings> {
+        let is_wanted = self.balance == Some(BalanceChoice::Bias);
+        is_wanted.then(|| BiasSettings::up_to(self.bias_max.map_or(BiasSettings::MAX, |BiasMax(max)| max)))
+    }
+
     /// When and how experts are laid out; `nodes_min` nodes are waited for.
     pub fn placer_settings(&self, nodes_min: usize) -> PlacerSettings {
         PlacerSettings {
@@ -431,6 +490,8 @@ mod tests {
             shards = 2
             dense = "device"
             failure_domain = "rack"
+            balance = "bias"
+            bias_max = 0.25
             forwarding = "whole"
             kv_memory = "1.5G"
             prefix_cache = "off"
@@ -453,6 +514,11 @@ mod tests {
         let defaults = Config::default().data_settings(false);
         assert_eq!((defaults.prefix_cache, defaults.queue_max), (true, 4096));
         assert_eq!(config.shards, Some(2));
+        let bias = config.bias_settings().unwrap();
+        assert_eq!((bias.max, bias.every), (0.25, Duration::from_secs(10)));
+        assert_eq!(parse("balance = 'bias'").unwrap().bias_settings().unwrap().max, 0.5);
+        assert_eq!(parse("balance = 'replicas'").unwrap().bias_settings(), None);
+        assert_eq!(Config::default().bias_settings(), None);
         assert_eq!(config.otlp.as_ref().unwrap().to_string(), "http://collector:4318/v1/traces");
         assert_eq!(config.otlp_share, Some(0.5.try_into().unwrap()));
         let placer = config.placer_settings(3);
@@ -472,6 +538,11 @@ mod tests {
             ("otlp = 'collector'", "`collector` is not the URL of a collector"),
             ("otlp_share = 2.0", "2 is no part of all"),
             ("forwarding = 'some'", "unknown variant `some`"),
+            ("balance = 'even'", "unknown variant `even`"),
+            ("bias_max = 0.0", "a largest bias of 0; from 0.001 to 8 are supported"),
+            ("bias_max = -1.0", "a largest bias of -1; from 0.001 to 8"),
+            ("bias_max = nan", "a largest bias of NaN; from 0.001 to 8"),
+            ("bias_max = 9.0", "a largest bias of 9; from 0.001 to 8"),
             ("numeric_class = 'bf16'", "numeric class \"bf16\" is unknown"),
         ] {
             let why = parse(text).unwrap_err();

@@ -5,6 +5,9 @@
 //! logits, history, seed and position alone, an answer can be taken up again anywhere from its prompt and
 //! the tokens so far.
 
+use std::sync::Arc;
+
+use model::bias::Bias;
 use model::sampler::{Logprobs, Sampling};
 use model::text::{StopStream, TextStream};
 
@@ -51,6 +54,8 @@ pub struct Request {
     pub experts: bool,
     /// The form that the answer keeps to.
     pub grammar: Option<Grammar>,
+    /// The bias under which all its rows choose, from the first of the prompt to the last.
+    pub bias: Option<Arc<Bias>>,
 }
 
 /// A token of the answer, and what the model thought of it.
@@ -204,6 +209,7 @@ mod tests {
             prompt_logprobs: false,
             experts: false,
             grammar: None,
+            bias: None,
         };
         let stops = stops.iter().map(|s| s.to_string()).collect();
         Generation::new(request, Some(tokenizer.stream(true)), StopStream::new(stops).expect("few"))

@@ -24,7 +24,7 @@ use transport::security::{Authority, Credentials, SecurityError, Tls};
 
 use crate::api::{self, App, Exposed, Keys, TlsError};
 use crate::assemble::{AssembleError, Assembly, Served};
-use crate::config::Config;
+use crate::config::{BalanceChoice, Config};
 use crate::start::Coordinator;
 use crate::texts::Texts;
 use crate::trace::settings::Said;
@@ -91,6 +91,9 @@ pub enum ProgramError {
     /// How far, of nothing.
     #[error("--insecure-anywhere says how far --insecure goes; give both, or neither")]
     Anywhere,
+    /// A bound of nothing.
+    #[error("--bias-max says how far --balance bias may go; give both, or neither")]
+    BiasMax,
     /// An authority without a certificate of its own.
     #[error(
         "--authority admits nodes that come over TLS; give this coordinator's certificate with --certs too"
@@ -198,6 +201,9 @@ impl Config {
         if self.insecure_anywhere && !self.insecure {
             return Err(ProgramError::Anywhere);
         }
+        if self.bias_max.is_some() && self.balance != Some(BalanceChoice::Bias) {
+            return Err(ProgramError::BiasMax);
+        }
         if self.token_file.is_some() && self.authority.is_none() {
             return Err(ProgramError::TokenFile);
         }
@@ -216,6 +222,7 @@ impl Config {
         Ok(Assembly {
             data: self.data_settings(embedded > 0),
             placer: self.placer_settings(embedded as usize),
+            bias: self.bias_settings(),
             data_folder: self.data.clone(),
             nodes: self.nodes.clone(),
             tls,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actix::{Actor, Addr, ArbiterHandle};
+use model::bias::Bias;
 use model::kernel::{Admission, RowType};
 use model::load::Opened;
 use model::pool::Pool;
@@ -22,6 +23,8 @@ use transport::wire::control::NumericIdentity;
 use crate::api::{Backend, DrainRefused, Health, Soon};
 use crate::control::actor::{ControlActor, ControlParts};
 use crate::control::admin::{Drain, Undrain};
+use crate::control::balance::BiasOf;
+use crate::control::bias::{Balancer, BiasSettings};
 use crate::control::cluster::Demand;
 use crate::control::drain::{self, Manner};
 use crate::control::membership::{Membership, MembershipSettings};
@@ -30,6 +33,7 @@ use crate::control::publisher::Publisher;
 use crate::control::rebalance::Rebalancer;
 use crate::control::stop;
 use crate::control::store::Store;
+use crate::control::versions::Versions;
 use crate::control::view;
 use crate::data::actor::{Ask, Cancel, DataActor, Submit};
 use crate::data::exchange::LinkSeen;
@@ -50,11 +54,13 @@ pub struct Settings {
     pub data: DataSettings,
     /// When and how experts are laid out.
     pub placer: PlacerSettings,
+    /// How far experts' scores may be moved against overload; not at all, where answers are the model's own.
+    pub bias: Option<BiasSettings>,
     /// Bounds of links.
     pub limits: Limits,
     /// How nodes are admitted.
     pub membership: MembershipSettings,
-    /// Where the term is kept, and which nodes are drained.
+    /// Where the term is kept, which nodes are drained, and biases.
     pub data_folder: Option<PathBuf>,
     /// Text of `config.json`.
     pub config: Vec<u8>,
@@ -122,6 +128,8 @@ pub struct Coordinator {
     model: String,
     numeric_class: String,
     shards: usize,
+    /// Answers may be computed under a bias.
+    may_be_biased: bool,
 }
 
 /// The threads of the two actors. Never one for both: what the data plane does never delays what nodes say.
@@ -148,16 +156,26 @@ pub fn start(
     let store = Store::new(settings.data_folder.as_deref()).map_err(system("the data directory"))?;
     let stored = store.load_term().map_err(system("the stored term"))?;
     let drained = store.load_drained().map_err(system("the drained nodes"))?;
+    let biases = store.load_biases().map_err(system("the stored biases"))?;
+    // A data directory may have served another model.
+    let count = biases.iter().map(|version| version.number).max().unwrap_or(0);
+    let biases = biases.into_iter().filter(|version| version.bias.check(&opened.spec).is_ok()).collect();
     let demand = demand(opened, &settings)?;
     let (observe, observed) = mpsc::unbounded_channel();
     let actor = data_actor(trunk, pool, &settings.data, observe).map_err(system("the trunk's thread"))?;
     let data = on(&arbiters.data, move |_| actor);
     let now = Instant::now();
+    let mut balancer = settings.bias.map(|bias| Balancer::new(bias, &demand, now));
+    let mut versions = Versions::new(biases, count);
+    versions.take_up(|newest| balancer.as_mut().is_some_and(|balancer| balancer.take_up(newest)));
+    let may_be_biased = balancer.is_some() || versions.count() > 0;
     let parts = ControlParts {
         membership: Membership::new(settings.membership.clone(), stored, now).with_drained(drained),
         publisher: Publisher::new(demand.clone()),
         placer: Placer::new(settings.placer.clone(), now),
         rebalancer: settings.placer.rebalance.map(|rebalance| Rebalancer::new(rebalance, now)),
+        balancer,
+        versions,
         demand,
         limits: settings.limits,
         config: settings.config.clone(),
@@ -171,7 +189,7 @@ pub fn start(
     };
     let control = on(&arbiters.control, move |_| ControlActor::new(parts));
     let numeric_class = settings.admission.kernels.class().to_string();
-    Ok(Coordinator { data, control, model, numeric_class, shards: opened.spec.shards })
+    Ok(Coordinator { data, control, model, numeric_class, shards: opened.spec.shards, may_be_biased })
 }
 
 fn on<A>(arbiter: &ArbiterHandle, make: impl FnOnce(&mut A::Context) -> A + Send + 'static) -> Addr<A>
@@ -228,6 +246,14 @@ impl Backend for Coordinator {
         // Nothing is waited for, and so nothing is spawned: whoever drops a request is in no arbiter, and may be in the
         // middle of an unwinding.
         self.data.do_send(Cancel(id));
+    }
+
+    fn bias(&self, beginning: Option<[u8; 4]>) -> Soon<'_, Option<Arc<Bias>>> {
+        if !self.may_be_biased {
+            return Box::pin(std::future::ready(None));
+        }
+        let sent = self.control.send(BiasOf(beginning));
+        Box::pin(async move { sent.await.unwrap_or_default() })
     }
 
     fn health(&self) -> Soon<'_, Health> {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a test's answer")]
 
 mod control {
+    mod bias;
     mod events;
     mod improve;
     mod loads;

@@ -126,6 +126,7 @@ impl World {
                 priority,
                 goes_alone: false,
                 is_scored: false,
+                bias: None,
             };
             self.scheduler.handle_request(asked).unwrap();
             if self.random(20) == 0 {

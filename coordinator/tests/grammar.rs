@@ -198,6 +198,7 @@ fn request(vocabulary: &Vocabulary, grammars: &Grammars, form: Form, seed: u64) 
         prompt_logprobs: false,
         experts: false,
         grammar: Some(grammars.compile(form).unwrap()),
+        bias: None,
     }
 }
 

@@ -1,8 +1,10 @@
 //! From a row's router logits to its experts and their weights.
 //!
 //! Pure, one row at a time, so a choice never depends on the batch. Experts are ranked by falling
-//! selection score, ties to the lower index; weights are summed in rank order.
+//! selection score, ties to the lower index; weights are summed in rank order. A bias (`bias.rs`) takes part in the
+//! choice and in the rank, and never in a weight.
 
+use crate::bias::unit;
 use crate::kernel::{Kernels, math};
 use crate::spec::{Gate, GroupWorth, Groups, Moe, Score};
 
@@ -34,11 +36,12 @@ impl Choices {
 }
 
 /// Chooses for one row. `logits` has one value per expert and is overwritten; `scores` is scratch of
-/// the same length.
+/// the same length. `correction` is the model's own, `bias` in units; without one nothing is added.
 pub fn choose(
     kernels: Kernels,
     moe: &Moe,
     correction: Option<&[f32]>,
+    bias: Option<&[f32]>,
     logits: &mut [f32],
     scores: &mut [f32],
     experts: &mut [u32],
@@ -59,6 +62,10 @@ pub fn choose(
     if let Some(correction) = correction {
         scores.iter_mut().zip(correction).for_each(|(s, c)| *s += c);
     }
+    if let Some(bias) = bias {
+        let unit = unit(moe);
+        scores.iter_mut().zip(bias).for_each(|(s, b)| *s += b * unit);
+    }
     if let Some(groups) = gate.groups {
         keep_best_groups(groups, scores);
     }
@@ -71,8 +78,8 @@ pub fn choose(
 
 fn weigh(kernels: Kernels, gate: &Gate, weights: &mut [f32]) {
     if gate.score == Score::SoftmaxOfChosen {
-        // The first is the largest.
-        let max = weights[0];
+        // Without a bias that is the first.
+        let max = weights.iter().fold(f32::NEG_INFINITY, |max, w| max.max(*w));
         weights.iter_mut().for_each(|w| *w = math::exp_f32(kernels, *w - max));
         let sum: f32 = weights.iter().fold(0.0, |sum, w| sum + w);
         weights.iter_mut().for_each(|w| *w /= sum);
@@ -137,6 +144,128 @@ fn keep_best_groups(groups: Groups, scores: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::NumericClass;
+    use crate::spec::{Activation, Renormalize};
+
+    fn random(state: &mut u64) -> f32 {
+        *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (*state >> 40) as f32 / (1u64 << 24) as f32 * 4.0 - 2.0
+    }
+
+    fn moe(score: Score, groups: Option<Groups>) -> Moe {
+        let renormalize = (score == Score::Sigmoid).then_some(Renormalize { eps: 1e-20 });
+        let gate =
+            Gate { score, logit_bias: false, correction_bias: false, groups, renormalize, scaling: 2.5 };
+        let activation = Activation::Silu;
+        Moe { experts: 16, top_k: 4, width: 1, activation, expert_bias: false, gate, shared: None }
+    }
+
+    fn kernels() -> Kernels {
+        Kernels::for_class(NumericClass::Portable).unwrap()
+    }
+
+    /// What a row chooses, and with which weights.
+    fn chosen(
+        moe: &Moe,
+        correction: Option<&[f32]>,
+        bias: Option<&[f32]>,
+        logits: &[f32],
+    ) -> (Vec<u32>, Vec<u32>) {
+        let (mut logits, mut scores) = (logits.to_vec(), vec![0.0; moe.experts]);
+        let (mut experts, mut weights) = (vec![0; moe.top_k], vec![0.0; moe.top_k]);
+        choose(kernels(), moe, correction, bias, &mut logits, &mut scores, &mut experts, &mut weights);
+        (experts, weights.iter().map(|weight| weight.to_bits()).collect())
+    }
+
+    /// The same by its definition: every score, then sorting; the weights know nothing of biases.
+    fn sorted(moe: &Moe, correction: &[f32], bias: &[f32], logits: &[f32]) -> (Vec<u32>, Vec<u32>) {
+        let exp = |x: f32| math::exp_f32(kernels(), x);
+        let mut weights = logits.to_vec();
+        let unit = match moe.gate.score {
+            Score::Softmax => {
+                let max = math::max(kernels(), logits);
+                let mut sums = [0.0; math::LANES];
+                math::exp_sub_sum(kernels(), &mut weights, max, 0, &mut sums);
+                let sum = math::tree16(&sums);
+                weights.iter_mut().for_each(|w| *w /= sum);
+                1.0 / 16.0
+            }
+            Score::Sigmoid => {
+                weights.iter_mut().for_each(|w| *w = math::sigmoid_f32(kernels(), *w));
+                0.25
+            }
+            Score::SoftmaxOfChosen => 1.0,
+        };
+        let score = |e: usize| weights[e] + correction[e] + bias[e] * unit;
+        let mut order: Vec<usize> = (0..16).collect();
+        if let Some(Groups { count, chosen, .. }) = moe.gate.groups {
+            let size = 16 / count;
+            let worth = |group: usize| {
+                let mut of: Vec<f32> = (group * size..(group + 1) * size).map(score).collect();
+                of.sort_by(|a, b| b.total_cmp(a));
+                of[0] + of[1]
+            };
+            let mut groups: Vec<usize> = (0..count).collect();
+            groups.sort_by(|a, b| worth(*b).total_cmp(&worth(*a)));
+            order.retain(|e| groups[..chosen].contains(&(e / size)));
+        }
+        order.sort_by(|a, b| score(*b).total_cmp(&score(*a)));
+        order.truncate(4);
+        let mut weights: Vec<f32> = order.iter().map(|e| weights[*e]).collect();
+        if moe.gate.score == Score::SoftmaxOfChosen {
+            let max = weights.iter().copied().max_by(f32::total_cmp).unwrap();
+            weights.iter_mut().for_each(|w| *w = exp(*w - max));
+            let sum: f32 = weights.iter().fold(0.0, |sum, w| sum + w);
+            weights.iter_mut().for_each(|w| *w /= sum);
+        }
+        if let Some(Renormalize { eps }) = moe.gate.renormalize {
+            let sum = weights.iter().fold(0.0, |sum, w| sum + w) + eps;
+            weights.iter_mut().for_each(|w| *w /= sum);
+        }
+        let weights = weights.iter().map(|w| (w * 2.5).to_bits()).collect();
+        (order.into_iter().map(|e| e as u32).collect(), weights)
+    }
+
+    /// For every kind of score, with and without groups: the bias decides who is chosen and in which rank, and no weight has it.
+    #[test]
+    fn a_bias_is_added_for_choosing_only() {
+        let mut state = 3;
+        let groups = Groups { count: 4, chosen: 2, worth: GroupWorth::BestTwo };
+        let mut others = 0;
+        for score in [Score::Softmax, Score::Sigmoid, Score::SoftmaxOfChosen] {
+            for groups in [None, Some(groups)] {
+                let moe = moe(score, groups);
+                for _ in 0..300 {
+                    let mut row = || (0..16).map(|_| random(&mut state)).collect::<Vec<f32>>();
+                    let (logits, bias) = (row(), row());
+                    let correction: Vec<f32> = row().iter().map(|value| value / 20.0).collect();
+                    let found = chosen(&moe, Some(&correction), Some(&bias), &logits);
+                    assert_eq!(found, sorted(&moe, &correction, &bias, &logits), "{moe:?}");
+                    let without = chosen(&moe, Some(&correction), None, &logits);
+                    assert_eq!(without, sorted(&moe, &correction, &[0.0; 16], &logits), "{moe:?}");
+                    others += usize::from(found != without);
+                }
+            }
+        }
+        assert!(others > 1_000, "a bias that changes nothing shows nothing: {others}");
+    }
+
+    /// A bias of nothing is none, bit for bit, also where scores are zero or tied.
+    #[test]
+    fn a_bias_of_zero_is_no_bias() {
+        let mut state = 9;
+        for score in [Score::Softmax, Score::Sigmoid, Score::SoftmaxOfChosen] {
+            let moe = moe(score, None);
+            for round in 0..300 {
+                let mut logits: Vec<f32> = (0..16).map(|_| random(&mut state)).collect();
+                if round % 2 == 0 {
+                    logits.iter_mut().for_each(|logit| *logit = logit.trunc());
+                }
+                let without = chosen(&moe, None, None, &logits);
+                assert_eq!(chosen(&moe, None, Some(&[0.0; 16]), &logits), without, "{logits:?}");
+            }
+        }
+    }
 
     /// Against sorting, with many ties: the order is total, so batches cannot disagree.
     #[test]

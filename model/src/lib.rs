@@ -19,6 +19,7 @@ pub mod pool;
 pub mod rows;
 
 pub mod attention;
+pub mod bias;
 pub mod expert_batch;
 pub mod experts;
 pub mod gate;

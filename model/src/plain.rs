@@ -4,6 +4,7 @@
 //! cluster: whatever they do, tokens and logits must be these.
 
 use crate::attention::Span;
+use crate::bias::Bias;
 use crate::experts::{Experts, ExpertsError};
 use crate::gate::Choices;
 use crate::kv::{KvCache, KvFull, Sequence};
@@ -86,6 +87,20 @@ pub fn step(
     experts: &mut dyn Experts,
     observe: &mut dyn Observe,
 ) -> Result<(), StepError> {
+    step_under(trunk, pool, work, cache, runs, experts, observe, None)
+}
+
+/// The same where all rows choose under a bias.
+pub fn step_under(
+    trunk: &Trunk,
+    pool: &Pool,
+    work: &mut Workspace,
+    cache: &mut KvCache,
+    runs: &mut [Run<'_>],
+    experts: &mut dyn Experts,
+    observe: &mut dyn Observe,
+    bias: Option<&Bias>,
+) -> Result<(), StepError> {
     admit(trunk, cache, runs)?;
     let mut row = 0;
     let spans: Vec<Span<'_>> = runs
@@ -98,11 +113,12 @@ pub fn step(
         .collect();
     let tokens: Vec<u32> = runs.iter().flat_map(|run| run.tokens).copied().collect();
     trunk.embed(work, &tokens, &spans);
+    let biases = bias.map(|bias| vec![Some(bias); tokens.len()]).unwrap_or_default();
     let layers = trunk.spec().layers.len();
     for layer in 0..layers {
         observe.residual(layer, &work.hidden);
         trunk.attend(pool, work, layer, cache, &spans);
-        let out = trunk.gate(pool, work, layer);
+        let out = trunk.gate_under(pool, work, layer, &biases);
         if out {
             if trunk.spec().moe(layer).is_some() {
                 observe.chosen(layer, &work.choices);

@@ -307,6 +307,7 @@ impl Rehearse {
                     start_window: FORM_MAX,
                     rebalance: None,
                 },
+                bias: None,
                 data_folder: None,
                 nodes: Vec::new(),
                 tls: None,

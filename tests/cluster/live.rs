@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use actix::Arbiter;
 use coordinator::api::Backend;
+use coordinator::control::bias::BiasSettings;
 use coordinator::control::membership::MembershipSettings;
 use coordinator::control::placer::PlacerSettings;
 use coordinator::control::rebalance::RebalanceSettings;
@@ -62,6 +63,19 @@ impl Live {
         placer: PlacerSettings,
         data_folder: Option<PathBuf>,
     ) -> Self {
+        Self::under(oracle, kernels, nodes, memory, placer, data_folder, None).await
+    }
+
+    /// The same where overloaded experts are chosen less.
+    pub(crate) async fn under(
+        oracle: &Oracle,
+        kernels: Kernels,
+        nodes: u32,
+        memory: u64,
+        placer: PlacerSettings,
+        data_folder: Option<PathBuf>,
+        bias: Option<BiasSettings>,
+    ) -> Self {
         let opened = &oracle.opened;
         let pool = Arc::new(Pool::new(2, None));
         let admission = Kernels::admitted(kernels.class()).unwrap();
@@ -73,6 +87,7 @@ impl Live {
             admission,
             data: crate::settings(Forwarding::Partial),
             placer,
+            bias,
             limits: Limits::default(),
             membership: MembershipSettings { join_window: Duration::ZERO, ..MembershipSettings::default() },
             data_folder,

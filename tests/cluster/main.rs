@@ -1,6 +1,7 @@
 //! A cluster answers as one process does: bit for bit, whatever the carrier, the placement, the company.
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "a test has no outside, and a panic is its answer")]
 
+mod biased;
 mod conductor;
 mod elastic;
 mod forwarding;

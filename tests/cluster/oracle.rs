@@ -12,7 +12,7 @@ use model::gate::Choices;
 use model::kernel::Kernels;
 use model::kv::{KvCache, Sequence};
 use model::load::{self, Opened, Progress};
-use model::plain::{Observe, Run, Unobserved, step};
+use model::plain::{Observe, Run, Unobserved, step, step_under};
 use model::pool::Pool;
 use model::sampler::{Logprobs, Sampling, SamplingFields, logprobs};
 use model::text::{StopStream, Tokenizer};
@@ -108,7 +108,8 @@ impl Oracle {
             let next = generation.next_tokens().to_vec();
             let mut runs = [Run { sequence: &mut sequence, tokens: &next }];
             let Self { trunk, pool, work, cache, experts, .. } = self;
-            step(trunk, pool, work, cache, &mut runs, experts, &mut visited).unwrap();
+            let bias = generation.request().bias.as_deref();
+            step_under(trunk, pool, work, cache, &mut runs, experts, &mut visited, bias).unwrap();
             let last = next.len() - 1;
             trunk.logits(pool, work, &[last], &mut logits);
             let experts = if wants_experts { visited.experts } else { Vec::new() };
@@ -195,6 +196,7 @@ impl Oracle {
             prompt_logprobs: false,
             experts: seed.is_multiple_of(3),
             grammar: (random.below(3) == 0).then(|| self.grammar.clone()),
+            bias: None,
         }
     }
 }

@@ -212,6 +212,7 @@ impl Data {
             priority: submission.priority,
             goes_alone: submission.on_missing == OnMissing::Drop,
             is_scored: false,
+            bias: None,
         };
         let taken = self.scheduler.handle_request(asked);
         match taken {

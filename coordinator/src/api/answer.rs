@@ -11,6 +11,7 @@ mod telling;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use model::bias::Bias;
 use model::sampler::Logprobs;
 use model::text::Tokenizer;
 use serde::Serialize;
@@ -80,6 +81,8 @@ pub(super) struct Answer {
     form: Form,
     wanted: Wanted,
     seed: u64,
+    /// The digest of the bias that it is computed under.
+    bias: Option<String>,
     prompt: Vec<u32>,
     prompt_tokens: usize,
     is_begun: bool,
@@ -125,6 +128,7 @@ impl Answer {
             form,
             wanted,
             seed,
+            bias: None,
             prompt_tokens: prompt.len(),
             prompt,
             is_begun: false,
@@ -142,6 +146,11 @@ impl Answer {
     /// So many tokens have all its prompts together, of which it knows the first.
     pub(super) fn count_prompts(&mut self, tokens: usize) {
         self.prompt_tokens = tokens;
+    }
+
+    /// It is computed under this bias.
+    pub(super) fn name_bias(&mut self, bias: Option<&Bias>) {
+        self.bias = bias.map(|bias| bias.digest().to_string());
     }
 
     /// Tokens of all its prompts.
@@ -352,6 +361,7 @@ impl Answer {
         let experts = !self.wanted.experts.is_empty();
         let mut extension = Extension {
             seed: is_first.then_some(self.seed),
+            bias: None,
             prompt_token_ids: None,
             token_ids: None,
             top_logprobs: None,
@@ -399,6 +409,7 @@ impl Answer {
                     self.wanted.logprobs.then(|| tokens.iter().filter_map(top).collect());
             }
         }
+        extension.bias = self.bias.as_deref().filter(|_| is_first);
         extension.prompt_token_ids = (is_first && ids).then_some(&self.prompt);
         let layers = || self.wanted.experts.iter().map(|(layer, _)| *layer).collect();
         extension.expert_layers = (is_first && experts).then(layers);

@@ -6,12 +6,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use model::bias::Bias;
 use model::kernel::NumericClass;
 use model::spec::Spec;
 use model::weights::Digest;
 use serde_json::Value;
 
-use super::resume::{Same, digest};
+use super::resume::{Same, beginning, digest};
 use crate::data::request::{RequestId, Submission};
 use crate::texts::Texts;
 
@@ -25,6 +26,10 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Nobody waits for this request any more. It may have ended long ago.
     fn cancel(&self, id: RequestId);
+
+    /// The bias that answers begin with now, or the one whose digest begins so, as long as it is known. Nothing: rows choose
+    /// experts as the model has it, or it is not known here.
+    fn bias(&self, beginning: Option<[u8; 4]>) -> Soon<'_, Option<Arc<Bias>>>;
 
     /// Whether requests can be answered now.
     fn health(&self) -> Soon<'_, Health>;
@@ -126,7 +131,7 @@ pub struct Served {
 
 impl Served {
     /// All that a stream of this prompt and these parameters depends on, but for its seed.
-    pub(super) fn same(&self, prompts: &[Vec<u32>], parameters: [u8; 6]) -> Same {
+    pub(super) fn same(&self, prompts: &[Vec<u32>], parameters: [u8; 6], bias: Option<&Bias>) -> Same {
         let bytes = |prompt: &Vec<u32>| prompt.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
         let ids: Vec<Vec<u8>> = prompts.iter().map(bytes).collect();
         Same {
@@ -134,15 +139,17 @@ impl Served {
             numeric: digest(&[self.numeric_class.to_string().as_bytes(), &self.spec.shards.to_le_bytes()]),
             prompt: digest(&ids.iter().map(Vec::as_slice).collect::<Vec<_>>()),
             parameters,
+            bias: bias.map(beginning),
         }
     }
 
     /// What the bits of an answer depend on, in one word: OpenAI's `system_fingerprint`.
-    pub(super) fn fingerprint(&self) -> String {
+    pub(super) fn fingerprint(&self, bias: Option<&Bias>) -> String {
         let shards = match self.spec.shards {
             1 => String::new(),
             shards => format!("-{shards}-shards"),
         };
-        format!("{}-{:.12}{shards}", self.numeric_class, self.config_digest.to_string())
+        let bias = bias.map(|bias| format!("-bias-{:.12}", bias.digest().to_string())).unwrap_or_default();
+        format!("{}-{:.12}{shards}{bias}", self.numeric_class, self.config_digest.to_string())
     }
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 const SEATS_MAX: usize = 4096;
 
 /// Numbers of which there is one: name, kind, where it stands in `/cluster`, and what it is.
-const SINGLE: [(&str, &str, &str, &str); 27] = [
+const SINGLE: [(&str, &str, &str, &str); 30] = [
     ("phalanx_requests_running", "gauge", "/data/running", "Requests that are being computed."),
     ("phalanx_requests_waiting", "gauge", "/data/waiting", "Requests that wait for room."),
     ("phalanx_tokens_total", "counter", "/data/tokens", "Tokens of answers."),
@@ -48,6 +48,9 @@ const SINGLE: [(&str, &str, &str, &str); 27] = [
     ("phalanx_experts_held", "gauge", "/experts/held", "Experts that have a holder."),
     ("phalanx_replicas", "gauge", "/experts/replicas", "Replicas of all experts."),
     ("phalanx_devices_spare", "gauge", "/experts/spares", "Devices without an expert."),
+    ("phalanx_bias_version", "gauge", "/bias/version", "Which bias answers begin with; 0 is none."),
+    ("phalanx_bias_largest", "gauge", "/bias/largest", "The largest bias of an expert, up or down."),
+    ("phalanx_bias_mean", "gauge", "/bias/mean", "That of an average expert, up or down."),
     ("phalanx_epoch_term", "gauge", "/epoch/term", "Under which term placements are published."),
     ("phalanx_epoch_number", "gauge", "/epoch/number", "Which placement of the term is published."),
 ];
@@ -128,6 +131,7 @@ impl Exposition {
         }
         self.dispatches(&cluster["data"]["dispatches"]);
         self.nodes(list(&cluster["nodes"]));
+        self.imbalance(list(&cluster["bias"]["layers"]));
         self.experts(cluster);
     }
 
@@ -188,6 +192,17 @@ impl Exposition {
                 self.sample(&format!("{name}_sum"), &[("node", &node)], sum as f64 / 1e6);
                 self.sample(&format!("{name}_count"), &[("node", &node)], count);
             }
+        }
+    }
+
+    fn imbalance(&mut self, layers: &[Value]) {
+        if layers.is_empty() {
+            return;
+        }
+        let name = "phalanx_layer_imbalance";
+        self.family(name, "gauge", "Rows of a layer's most loaded expert by those of an average one.");
+        for layer in layers {
+            self.sample(name, &[("layer", &layer["layer"])], &layer["now"]);
         }
     }
 
@@ -350,6 +365,7 @@ pub(super) mod tests {
                     "round_trips": {"count": 4, "sum_us": 3000}, "link": {"frames": 3, "bytes_out": 4, "bytes_back": 5,
                     "dispatches": 1, "returned": 2, "service_us": 1500}},
             ],
+            "bias": {"version": 3, "largest": 0.25, "mean": 0.125, "layers": [{"layer": 5, "before": 3.0, "now": 1.5}]},
             "data": {"running": 1, "rows": 37, "group_rows": 9, "batch_sizes": [1, 0, 2, 3], "group_sizes": [9, 0],
                 "dispatches": {"sent": 20, "refused": {"busy": 2, "late": 0}, "overdue": 1, "died": 4, "rows_failed": 0}},
             "loads": loads,
@@ -391,6 +407,9 @@ pub(super) mod tests {
         assert_eq!((of_all, samples[trip].len()), ([0.003, 4.0], 1));
         assert_eq!(samples["phalanx_link_frames_total"].len(), 1, "a node without a link has none");
         assert_eq!(value("phalanx_layer_rows_per_second", &[("layer", "0")]), 1.0);
+        assert_eq!(value("phalanx_bias_version", &[]), 3.0);
+        assert_eq!((value("phalanx_bias_largest", &[]), value("phalanx_bias_mean", &[])), (0.25, 0.125));
+        assert_eq!(value("phalanx_layer_imbalance", &[("layer", "5")]), 1.5);
         let labels = [("layer", "0"), ("expert", "1"), ("replica", "0"), ("shard", "0"), ("node", "n1")];
         assert_eq!(value("phalanx_expert_rows_total", &labels), 1.0);
     }
@@ -402,6 +421,15 @@ pub(super) mod tests {
         assert!(!samples.contains_key("phalanx_expert_rows_total"));
         assert_eq!(samples["phalanx_layer_rows_per_second"].len(), 65);
         assert_eq!(of(&cluster(SEATS_MAX))["phalanx_expert_rows_total"].len(), SEATS_MAX);
+    }
+
+    /// Without `--balance bias` there is nothing of it.
+    #[test]
+    fn no_bias_has_no_series() {
+        let mut text = Exposition::default();
+        text.cluster(&json!({ "bias": null }));
+        let text = text.into_text();
+        assert!(!text.contains("bias") && !text.contains("imbalance"), "{text}");
     }
 
     /// A name may be anything that a node calls itself.

@@ -12,6 +12,7 @@ mod admin;
 mod answer;
 mod ask;
 mod backend;
+mod bias;
 mod chat;
 mod exposition;
 mod fields;

@@ -16,6 +16,7 @@ use super::prompt::Prompt;
 use super::refusal::Refusal;
 use super::resume::{self, EventId};
 use super::routes::{App, ToDo, unix_seconds};
+use super::stream::soon;
 use super::tools::asked::Offer;
 use super::tools::forced::{Shape, alone, opens_by_token};
 use super::tools::{Reader, THOUGHTS};
@@ -53,12 +54,18 @@ pub(super) async fn prepare(
     let prompts = ids(app, asked.prompts, time).await?;
     let speech = Speech { manner, offer, opened: manner.thinks && is_thinking(&app.served, &prompts) };
     let grammar = speech.grammar(app, asked.form.as_ref()).await?;
+    // What it began with is what it goes on with, also if that was nothing.
+    let bias = match resumed.map(|id| id.stream.same.bias) {
+        Some(None) => None,
+        Some(beginning) => soon(app.backend.bias(beginning)).await?,
+        None => soon(app.backend.bias(None)).await?,
+    };
     let head = Head {
         id: format!("{}-{:016x}", form.prefix(), app.random()),
         object: form.object(asked.stream),
         created: unix_seconds(),
         model: name.clone(),
-        system_fingerprint: app.served.fingerprint(),
+        system_fingerprint: app.served.fingerprint(bias.as_deref()),
     };
     let wanted = Wanted {
         logprobs: asked.logprobs.is_some(),
@@ -69,8 +76,8 @@ pub(super) async fn prepare(
             false => Vec::new(),
         },
     };
-    let stream =
-        resume::Stream { seed: fields.seed, time, same: app.served.same(&prompts, asked.parameters) };
+    let same = app.served.same(&prompts, asked.parameters, bias.as_deref());
+    let stream = resume::Stream { seed: fields.seed, time, same };
     let all = prompts.len() * asked.choices;
     let tokens = resume::check(resumed.as_ref(), &stream, asked.stream, all, asked.tokens)?;
     check_tokens(spec, &tokens).map_err(|error| Refusal::value("phalanx.tokens", error.to_string()))?;
@@ -82,6 +89,7 @@ pub(super) async fn prepare(
     let first = prompts[0].clone();
     let mut answer = Answer::new(head, form, choices, wanted, fields.seed, first, tokenizer);
     answer.count_prompts(prompt_tokens);
+    answer.name_bias(bias.as_deref());
     if asked.stream && all <= resume::CHOICES_MAX {
         answer = answer.with_ids(stream);
     }
@@ -111,6 +119,7 @@ pub(super) async fn prepare(
             prompt_logprobs: asked.echo && asked.logprobs.is_some(),
             experts: asked.return_experts,
             grammar: grammar.clone(),
+            bias: bias.clone(),
         };
         let text = texts.tokenizer.as_ref().map(|tokenizer| match skip_special {
             true => tokenizer.stream_with(&speech.tags()),

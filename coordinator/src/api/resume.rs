@@ -4,6 +4,11 @@
 //! where another one stopped, and no state is kept for it: an id says how far its client had got, with which seed and at
 //! which time the template was rendered, and has digests of all the rest, so that another model, cluster or body is noticed
 //! before a token of it is told. It is 48 bytes, 64 letters.
+//!
+//! A token under a bias is a function of that too. Its digest is not enough to compute it: whoever goes on has to know the bias, as
+//! the coordinator that began does for a while, and a later life of it that has its data directory.
+
+use model::bias::Bias;
 
 use super::refusal::{Refusal, quote};
 
@@ -13,6 +18,8 @@ pub(super) const HEADER: &str = "last-event-id";
 const VERSION: u8 = 1;
 /// Of the same byte: experts were left out of what was told, so nobody computes it again.
 const LEFT_OUT: u8 = 0x80;
+/// Of the same byte: rows choose under a bias, of whose digest the id has the beginning, and less of other digests for that.
+const BIASED: u8 = 0x40;
 /// Bytes of an id.
 const BYTES: usize = 48;
 /// Of the choice's byte: the end of this choice was told.
@@ -35,23 +42,48 @@ pub(super) struct Same {
     pub(super) prompt: [u8; 7],
     /// Parameters that decide over tokens and text.
     pub(super) parameters: [u8; 6],
+    /// The bias under which rows choose their experts.
+    pub(super) bias: Option<[u8; 4]>,
+}
+
+/// The beginning of a bias's digest.
+pub(super) fn beginning(bias: &Bias) -> [u8; 4] {
+    *bias.digest().0.as_bytes().first_chunk().expect("thirty-two bytes")
 }
 
 impl Same {
+    /// As an id under a bias has it: the bias's four bytes are taken from three others.
+    fn short(&self) -> Self {
+        let mut short = *self;
+        short.model[4..].fill(0);
+        short.prompt[5..].fill(0);
+        short.parameters[5..].fill(0);
+        short
+    }
+
     /// Refuses to go on with something else, by name.
     pub(super) fn check(&self, then: &Same) -> Result<(), Refusal> {
+        let (now, then) = match then.bias {
+            Some(_) => (self.short(), then.short()),
+            None => (*self, *then),
+        };
         let what = match () {
-            () if self.model != then.model => {
+            () if now.model != then.model => {
                 ("model", "the model served here is not the one that began this stream")
             }
-            () if self.numeric != then.numeric => (
+            () if now.numeric != then.numeric => (
                 "identity",
                 "the numeric class or the number of shards is not that of the cluster that began this stream",
             ),
-            () if self.parameters != then.parameters => {
+            () if now.bias != then.bias => (
+                "bias",
+                "this stream began under a selection bias (`balance = bias`) that is not known here any more; ask anew, \
+                 without `Last-Event-ID`",
+            ),
+            () if now.parameters != then.parameters => {
                 ("parameters", "the parameters are not those with which this stream began")
             }
-            () if self.prompt != then.prompt => {
+            () if now.prompt != then.prompt => {
                 ("prompt", "the prompt is not the one with which this stream began")
             }
             () => return Ok(()),
@@ -187,16 +219,27 @@ impl EventId {
         let Self { stream: Stream { seed, time, same }, place } = self;
         let mut bytes = Vec::with_capacity(BYTES);
         let flag = |is_so: bool, flag: u8| if is_so { flag } else { 0 };
-        bytes.push(VERSION | flag(place.has_left_out, LEFT_OUT));
+        bytes.push(VERSION | flag(place.has_left_out, LEFT_OUT) | flag(same.bias.is_some(), BIASED));
         bytes.push(place.choice as u8 | flag(place.is_flushed, FLUSHED) | flag(place.is_ended, ENDED));
         bytes.extend(place.tokens_count.to_le_bytes());
         bytes.extend(place.tokens.0.to_le_bytes());
         bytes.extend(seed.to_le_bytes());
         bytes.extend(&time.to_le_bytes()[..5]);
-        bytes.extend(same.model);
-        bytes.extend(same.numeric);
-        bytes.extend(same.prompt);
-        bytes.extend(same.parameters);
+        match same.bias {
+            None => {
+                bytes.extend(same.model);
+                bytes.extend(same.numeric);
+                bytes.extend(same.prompt);
+                bytes.extend(same.parameters);
+            }
+            Some(bias) => {
+                bytes.extend(&same.model[..4]);
+                bytes.extend(same.numeric);
+                bytes.extend(&same.prompt[..5]);
+                bytes.extend(&same.parameters[..5]);
+                bytes.extend(bias);
+            }
+        }
         bytes.extend(digest::<4>(&[&bytes]));
         letters(&bytes)
     }
@@ -213,7 +256,7 @@ impl EventId {
         };
         let bytes = bytes_of(text.trim()).ok_or_else(wrong)?;
         let (said, sum) = bytes.split_at(BYTES - 4);
-        if said[0] & !LEFT_OUT != VERSION || sum != digest::<4>(&[said]) {
+        if said[0] & !(LEFT_OUT | BIASED) != VERSION || sum != digest::<4>(&[said]) {
             return Err(wrong());
         }
         let mut rest = &said[2..];
@@ -228,11 +271,21 @@ impl EventId {
         let seed = u64::from_le_bytes(take(&mut rest));
         let mut time = [0; 8];
         time[..5].copy_from_slice(&take::<5>(&mut rest));
-        let same = Same {
-            model: take(&mut rest),
-            numeric: take(&mut rest),
-            prompt: take(&mut rest),
-            parameters: take(&mut rest),
+        let same = match said[0] & BIASED {
+            0 => Same {
+                model: take(&mut rest),
+                numeric: take(&mut rest),
+                prompt: take(&mut rest),
+                parameters: take(&mut rest),
+                bias: None,
+            },
+            _ => Same {
+                model: padded(take::<4>(&mut rest)),
+                numeric: take(&mut rest),
+                prompt: padded(take::<5>(&mut rest)),
+                parameters: padded(take::<5>(&mut rest)),
+                bias: Some(take(&mut rest)),
+            },
         };
         Ok(Self { stream: Stream { seed, time: u64::from_le_bytes(time), same }, place })
     }
@@ -268,12 +321,19 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
     *first
 }
 
+/// With zeros behind.
+fn padded<const N: usize, const M: usize>(bytes: [u8; N]) -> [u8; M] {
+    let mut longer = [0; M];
+    longer[..N].copy_from_slice(&bytes);
+    longer
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn id() -> EventId {
-        let same = Same { model: [1; 5], numeric: [2; 3], prompt: [3; 7], parameters: [4; 6] };
+        let same = Same { model: [1; 5], numeric: [2; 3], prompt: [3; 7], parameters: [4; 6], bias: None };
         let mut tokens = TokensSum::default();
         [7, 70_000].into_iter().for_each(|id| tokens.push(id));
         let place = Place {
@@ -296,6 +356,40 @@ mod tests {
         assert_eq!(EventId::read(&written), Ok(id()));
         let lossy = EventId { place: Place { has_left_out: true, ..id().place }, ..id() };
         assert_eq!(EventId::read(&lossy.write()), Ok(lossy));
+        let stream = biased(id().stream);
+        let written = EventId { stream, ..id() }.write();
+        assert_eq!(written.len(), 64);
+        let read = EventId::read(&written).unwrap();
+        assert_eq!((read.place, read.stream.seed, read.stream.time), (id().place, stream.seed, stream.time));
+        assert_eq!(read.stream.same, stream.same.short());
+    }
+
+    fn biased(stream: Stream) -> Stream {
+        Stream { same: Same { bias: Some([9, 8, 7, 6]), ..stream.same }, ..stream }
+    }
+
+    /// Whoever went under a bias goes on under it and nothing else, and whoever went without goes on without.
+    #[test]
+    fn another_bias_is_named() {
+        let (without, under) = (id().stream, biased(id().stream));
+        let read = |stream: Stream| EventId::read(&EventId { stream, ..id() }.write()).unwrap();
+        assert_eq!(check(Some(&read(under)), &under, true, 32, None), Ok(Vec::new()));
+        assert_eq!(check(Some(&read(without)), &without, true, 32, None), Ok(Vec::new()));
+        let other = Stream { same: Same { bias: Some([9, 8, 7, 5]), ..under.same }, ..under };
+        for (then, now) in [(under, without), (without, under), (under, other)] {
+            let refusal = check(Some(&read(then)), &now, true, 32, None).unwrap_err();
+            assert_eq!((refusal.status.as_u16(), refusal.param.as_deref()), (409, Some("bias")));
+            assert!(refusal.message.contains("selection bias"), "{}", refusal.message);
+        }
+        for (now, what) in [
+            (Same { model: [0; 5], ..under.same }, "model"),
+            (Same { numeric: [0; 3], ..under.same }, "identity"),
+            (Same { prompt: [0; 7], ..under.same }, "prompt"),
+            (Same { parameters: [0; 6], ..under.same }, "parameters"),
+        ] {
+            let refusal = now.check(&read(under).stream.same).unwrap_err();
+            assert_eq!((refusal.status.as_u16(), refusal.param.as_deref()), (409, Some(what)));
+        }
     }
 
     /// Nobody knows any more which experts a row went on without.

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use super::admin;
 use super::answer::{Answer, Form};
 use super::ask::Asked;
+use super::bias;
 use super::form::Forms;
 use super::keys::{Allowance, Keys};
 use super::metrics::{Meter, Metrics, Outcome};
@@ -149,6 +150,8 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/cluster", get(cluster))
         .route("/cluster/drain", post(admin::drain))
         .route("/cluster/undrain", post(admin::undrain))
+        .route("/bias", get(bias::current))
+        .route("/bias/{digest}", get(bias::known))
         .route("/metrics", get(metrics))
         .route("/cluster/pulse", get(watch::pulse))
         .route("/why", get(watch::why))
@@ -177,7 +180,7 @@ async fn check_key(
 async fn no_path(uri: Uri) -> Refusal {
     let message = format!(
         "there is nothing at {}; there are /v1/chat/completions, /v1/completions, /v1/models, /tokenize, \
-         /detokenize, /health, /ready, /metrics, /cluster, /why and, for people, /; /openapi.json has them all",
+         /detokenize, /health, /ready, /metrics, /cluster, /bias, /why and, for people, /; /openapi.json has them all",
         quote(uri.path())
     );
     Refusal::new(StatusCode::NOT_FOUND, "not_found", message)

@@ -17,6 +17,7 @@ use transport::wire::cluster::{Joined, ToNode};
 use transport::wire::control::CloseReason;
 
 use super::admission::useful;
+use super::bias::Balancer;
 use super::cluster::Demand;
 use super::events::{Events, Kind};
 use super::hear::{Session, take};
@@ -27,6 +28,7 @@ use super::placer::Placer;
 use super::publisher::Publisher;
 use super::rebalance::Rebalancer;
 use super::store::Store;
+use super::versions::Versions;
 use crate::data::actor::{DataActor, DataLink, Observation, Opened};
 use crate::data::ids::LinkId;
 use crate::data::start::room;
@@ -46,6 +48,10 @@ pub struct ControlParts {
     pub placer: Placer,
     /// When what is laid out is made better; nobody, where it stays as it is.
     pub rebalancer: Option<Rebalancer>,
+    /// Has overloaded experts chosen less; nobody, where rows choose as the model has them.
+    pub balancer: Option<Balancer>,
+    /// The biases that answers may be computed under.
+    pub versions: Versions,
     /// What has to be laid out.
     pub demand: Demand,
     /// Our own bounds of links.
@@ -58,7 +64,7 @@ pub struct ControlParts {
     pub weights: Option<Weights>,
     /// Renews nodes' certificates, if this coordinator may.
     pub authority: Option<Authority>,
-    /// Where the term is kept, and which nodes are drained.
+    /// Where the term is kept, which nodes are drained, and biases.
     pub store: Store,
     /// The data plane.
     pub data: Addr<DataActor>,
@@ -240,7 +246,7 @@ impl ControlActor {
         let now = Instant::now();
         let own = [self.parts.membership.poll_timeout(), self.parts.placer.poll_timeout(now)];
         let rebalance = self.parts.rebalancer.as_ref().map(Rebalancer::poll_timeout);
-        let due = own.into_iter().flatten().chain(rebalance).min();
+        let due = own.into_iter().flatten().chain(rebalance).chain(self.balance_due()).min();
         let wait =
             due.map_or(LOOK_EVERY, |due| due.saturating_duration_since(Instant::now()).min(LOOK_EVERY));
         context.run_later(wait.max(Duration::from_millis(1)), |actor, context| {
@@ -249,6 +255,7 @@ impl ControlActor {
                 actor.lay_out();
             }
             actor.rebalance(Instant::now());
+            actor.balance(Instant::now());
             actor.carry_out(context);
             actor.watch_time(context);
         });

@@ -55,6 +55,8 @@ pub enum Kind {
     Serving,
     /// A better placement is being carried out.
     Rebalanced,
+    /// Answers begin with another bias.
+    Biased,
     /// A placement was published.
     Epoch,
     /// Another coordinator publishes.
@@ -84,6 +86,7 @@ impl Kind {
             Kind::Waiting => "waiting",
             Kind::Serving => "serving",
             Kind::Rebalanced => "rebalanced",
+            Kind::Biased => "biased",
             Kind::Epoch => "epoch",
             Kind::Superseded => "superseded",
             Kind::Stopping => "stopping",

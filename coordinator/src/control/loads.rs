@@ -77,6 +77,8 @@ struct Watched {
 struct Layer {
     since: Instant,
     rows: Vec<Faded>,
+    /// The same, and nothing fades.
+    rows_all: Vec<u64>,
     /// Sums over reports for a line through (batches, rows) -> busy time: of products, of busy time and of rows.
     sums: [Faded; 7],
 }
@@ -135,11 +137,13 @@ impl Loads {
         let of = self.layers.entry(layer).or_insert_with(|| Layer {
             since: now,
             rows: vec![Faded::new(now); experts as usize],
+            rows_all: vec![0; experts as usize],
             sums: [Faded::new(now); 7],
         });
         // Every shard of an expert has all its rows.
         if shard == 0 {
             of.rows[expert as usize].add(done.rows as f64, now, half_life);
+            of.rows_all[expert as usize] += done.rows;
         }
         let (batches, rows, busy) = (done.batches as f64, done.rows as f64, done.busy_us as f64);
         let terms = [batches * batches, batches * rows, rows * rows, batches * busy, rows * busy, busy, rows];
@@ -173,6 +177,11 @@ impl Loads {
             is_measured.then(|| (*layer, rows.iter().map(|rows| (rows * PARTS) as u64).collect()))
         });
         Statistics { rows: rows.collect() }
+    }
+
+    /// Rows of each expert of a layer from the first report on; nothing, where there was none.
+    pub fn rows(&self, layer: u32) -> Option<&[u64]> {
+        self.layers.get(&layer).map(|of| of.rows_all.as_slice())
     }
 
     /// Rows that a layer's experts compute in a second, all of them together.

@@ -1,19 +1,25 @@
 //! Keeps on disk what nodes cannot say when a coordinator is started anew: its term, so that a later life takes a higher
-//! one, and which nodes are drained.
+//! one, which nodes are drained, and under which biases answers were computed of late.
 //!
-//! Not pure: it writes files. Either counts only once it is durable: the file is written beside the old one, synced,
+//! Not pure: it writes files. Each counts only once it is durable: the file is written beside the old one, synced,
 //! and renamed over it, and then the folder is synced.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use model::bias::Bias;
 
 use super::drain::Drained;
+use super::versions::Version;
 
 /// The file of the term, in the data directory.
 const TERM: &str = "term";
 /// The file of the drained nodes.
 const DRAINED: &str = "drained";
+/// How the file of a bias begins; its number follows.
+const BIAS: &str = "bias-";
 
 /// Where it is kept; nowhere, for a coordinator without a data directory, whose nodes then remember the term for it, and
 /// nobody who is drained.
@@ -69,6 +75,39 @@ impl Store {
         self.write(DRAINED, &drained.text())
     }
 
+    /// All biases that are stored.
+    pub fn load_biases(&self) -> io::Result<Vec<Version>> {
+        let Some(folder) = &self.folder else { return Ok(Vec::new()) };
+        let mut versions = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix(BIAS)?.parse().ok());
+            let Some(number) = number else { continue };
+            let bias = Bias::open(&entry.path()).map_err(|why| {
+                let file = entry.path();
+                let file = file.display();
+                invalid(format!("{file}: {why}; remove it: only streams that began under it need it"))
+            })?;
+            versions.push(Version { number, bias: Arc::new(bias) });
+        }
+        Ok(versions)
+    }
+
+    /// Stores a bias, durably.
+    pub fn store_bias(&self, number: u64, bias: &Bias) -> io::Result<()> {
+        self.write(&format!("{BIAS}{number}"), &bias.text())
+    }
+
+    /// Stores a bias no longer.
+    pub fn forget_bias(&self, number: u64) -> io::Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        match fs::remove_file(folder.join(format!("{BIAS}{number}"))) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
+            _ => Ok(()),
+        }
+    }
+
     fn read(&self, name: &str) -> io::Result<Option<(PathBuf, String)>> {
         let Some(folder) = &self.folder else { return Ok(None) };
         let file = folder.join(name);
@@ -113,6 +152,20 @@ mod tests {
         let another_life = Store::new(Some(&folder)).expect("there");
         assert_eq!(another_life.load_term().expect("readable"), 42);
         assert_eq!(another_life.load_drained().expect("readable"), drained);
+        let bias = |value: f32| Bias::new([(1, vec![value, -value])].into()).expect("finite");
+        store.store_bias(8, &bias(0.1)).expect("written");
+        store.store_bias(12, &bias(0.2)).expect("written");
+        store.store_bias(13, &bias(0.3)).expect("written");
+        store.forget_bias(12).expect("removed");
+        store.forget_bias(12).expect("it has gone already");
+        let mut biases = another_life.load_biases().expect("readable");
+        biases.sort_by_key(|version| version.number);
+        let expected = [(8, 0.1), (13, 0.3)];
+        let expected = expected.map(|(number, value)| Version { number, bias: Arc::new(bias(value)) });
+        assert_eq!(biases, expected);
+        fs::write(folder.join("bias-14"), "{").expect("written");
+        let why = store.load_biases().expect_err("no bias").to_string();
+        assert!(why.contains("bias-14") && why.contains("remove it"), "{why}");
         fs::write(folder.join(TERM), "many").expect("written");
         let why = store.load_term().expect_err("no number").to_string();
         assert!(why.contains("term holds no term"), "{why}");
@@ -122,6 +175,9 @@ mod tests {
         fs::remove_dir_all(&folder).expect("removed");
         let none = Store::new(None).expect("nothing to make");
         none.store_drained(&drained).expect("nowhere");
+        none.store_bias(1, &bias(0.1)).expect("nowhere");
+        none.forget_bias(1).expect("nowhere");
+        assert_eq!(none.load_biases().expect("nothing to read"), []);
         assert_eq!(none.load_term().expect("nothing to read"), 0);
         assert_eq!(none.load_drained().expect("nothing to read"), Drained::default());
     }

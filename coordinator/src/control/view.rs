@@ -161,6 +161,7 @@ impl ControlActor {
             },
             "refused": self.parts.placer.refused().map(ToString::to_string),
             "rebalance": self.parts.rebalancer.as_ref().map(rebalance),
+            "bias": self.told_bias(),
             "events": self.told_events(now),
             "loads": loads,
         })

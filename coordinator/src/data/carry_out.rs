@@ -84,6 +84,7 @@ impl DataActor {
             priority: submission.priority,
             goes_alone: submission.on_missing == OnMissing::Drop,
             is_scored: asked.prompt_logprobs,
+            bias: asked.bias.as_ref().map(|bias| *bias.digest().0.as_bytes()),
         };
         let taken = self.parts.scheduler.handle_request(asked);
         self.deadlines.insert((submission.deadline, id), ());
@@ -163,6 +164,7 @@ impl DataActor {
                     prompt_logprobs: asked.logprobs.filter(|_| is_scored),
                     experts: asked.experts,
                     grammar: asked.grammar.clone(),
+                    bias: asked.bias.clone(),
                 };
                 if let Some(phases) = &mut request.phases {
                     phases.handle_begun(begin.prompt.len() + begin.tokens.len(), now);

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use model::attention::Span;
+use model::bias::Bias;
 use model::kernel::{RowType, RowsRef};
 use model::kv::{KvCache, Sequence, SharedPage};
 use model::pool::Pool;
@@ -57,6 +58,8 @@ pub struct Begin {
     pub experts: bool,
     /// The form that its answer keeps to.
     pub grammar: Option<Grammar>,
+    /// The bias that its rows choose under.
+    pub bias: Option<Arc<Bias>>,
 }
 
 /// A batch to be computed. Its buffers come back with the answer.
@@ -229,6 +232,7 @@ struct State {
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
     guide: Option<Guided>,
+    bias: Option<Arc<Bias>>,
 }
 
 impl State {
@@ -323,12 +327,13 @@ impl<A: FnMut(Answer)> Worker<A> {
     }
 
     fn begin(&mut self, begin: Begin) {
-        let Begin { sequence, prompt, tokens, sampling, logprobs, prompt_logprobs, experts, grammar } = begin;
+        let Begin { sequence, prompt, tokens, sampling, logprobs, prompt_logprobs, experts, grammar, bias } =
+            begin;
         let place = &mut self.sequences[sequence.0 as usize];
         assert!(place.is_none(), "{sequence} has not left");
         let guide = grammar.map(|grammar| self.ahead.begin(&grammar, &tokens));
         let pages = Sequence::default();
-        *place = Some(State { pages, prompt, tokens, sampling, logprobs, prompt_logprobs, guide });
+        *place = Some(State { pages, prompt, tokens, sampling, logprobs, prompt_logprobs, guide, bias });
         if experts {
             self.visited.insert(sequence, Vec::new());
         }
@@ -357,10 +362,11 @@ impl<A: FnMut(Answer)> Worker<A> {
         }
         // What returned is in the residuals now: the frames' room goes back to the nodes.
         batch.landed.clear();
+        let biases = biases_of(&sequences, &batch.runs);
         let mut chosen = None;
         for layer in stage.layers.clone() {
             self.trunk.attend(&self.pool, &mut self.work, layer, &mut self.cache, &spans);
-            let goes_out = self.trunk.gate(&self.pool, &mut self.work, layer);
+            let goes_out = self.trunk.gate_under(&self.pool, &mut self.work, layer, &biases);
             if goes_out {
                 chosen = Some(self.chosen(&batch));
                 self.note_visited(layer, &batch.runs);
@@ -373,7 +379,7 @@ impl<A: FnMut(Answer)> Worker<A> {
                 self.trunk.add_shared(&mut self.work);
             }
         }
-        drop(spans);
+        drop((spans, biases));
         self.sequences = sequences;
         let (sampled, scored) = match stage.out {
             Some(_) => {
@@ -553,6 +559,15 @@ fn tokens_of(sequences: &[Option<State>], runs: &[BatchRun]) -> Vec<u32> {
         tokens.extend(positions.map(|position| state.token(position as usize)));
     }
     tokens
+}
+
+/// The bias of each row; nothing, where no row has any.
+fn biases_of<'a>(sequences: &'a [Option<State>], runs: &[BatchRun]) -> Vec<Option<&'a Bias>> {
+    let of = |run: &BatchRun| sequences[run.sequence.0 as usize].as_ref()?.bias.as_deref();
+    if runs.iter().all(|run| of(run).is_none()) {
+        return Vec::new();
+    }
+    runs.iter().flat_map(|run| run.rows.clone().map(move |_| of(run))).collect()
 }
 
 /// The bytes of rows, in a buffer that frames are made of.

@@ -100,6 +100,7 @@ fn counts_that_begin_anew_are_no_rows() {
     assert_eq!(say(&mut loads, 500), 1499, "loaded anew: 500 since then");
     loads.handle_gone(NodeId(0));
     assert_eq!(say(&mut loads, 1 << 50), 1499);
+    assert_eq!((loads.rows(0), loads.rows(1)), (Some(&[0, 1500][..]), None), "and nothing fades");
     let foreign = Load { actor: ActorId { layer: 7, ..actor(0, 0) }, ..load(0, 9, 9, 9) };
     loads.handle_loads(NodeId(0), &[foreign, load(2, 9, 9, 9)], now);
     assert_eq!((loads.load(NodeId(0), foreign.actor), loads.load(NodeId(0), actor(2, 0))), (None, None));

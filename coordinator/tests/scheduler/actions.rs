@@ -30,6 +30,7 @@ fn asked(id: u64, prompt: &[u32]) -> Asked<'_> {
         priority,
         goes_alone: false,
         is_scored: false,
+        bias: None,
     }
 }
 
@@ -117,6 +118,7 @@ fn a_prompt_that_is_scored_is_computed() {
             priority,
             goes_alone: false,
             is_scored,
+            bias: None,
         };
         scheduler.handle_request(asked).unwrap();
         actions(scheduler)
@@ -357,6 +359,37 @@ fn who_goes_alone_waits_for_nobody() {
     assert_eq!(token(&mut scheduler, 1), "1.0 is A, 1@100+1*, 2 has A");
     scheduler.handle_rows_free(300);
     assert_eq!(token(&mut scheduler, 0), "0.0 was A, 0@100+1*, 2@64+36*");
+}
+
+/// Who chooses under another bias computes something else of the same ids: he waits for nobody else's pages, finds none, and what comes of
+/// it stands beside theirs.
+#[test]
+fn pages_of_another_bias_are_other_pages() {
+    let mut scheduler = caching(20);
+    alike(&mut scheduler, 1, 100);
+    let prompt: Vec<u32> = (0..100).collect();
+    scheduler.handle_request(Asked { bias: Some([1; 32]), ..asked(2, &prompt) }).unwrap();
+    scheduler.handle_request(Asked { bias: Some([1; 32]), ..asked(3, &prompt) }).unwrap();
+    assert_eq!(actions(&mut scheduler), "begin 1 as 0, begin 2 as 1, begin 3 as 2, 0@0+100*");
+    scheduler.handle_rows_free(300);
+    assert_eq!(actions(&mut scheduler), "1@0+100*", "the third waits for the second");
+    assert_eq!(token(&mut scheduler, 0), "0.0 is A, 0@100+1*");
+    scheduler.handle_rows_free(300);
+    assert_eq!(token(&mut scheduler, 1), "1.0 is B, 1@100+1*, 2 has B, 2@64+36*");
+    scheduler.handle_rows_free(300);
+    scheduler.handle_finished(SequenceId(0));
+    scheduler.handle_left(SequenceId(0));
+    alike(&mut scheduler, 4, 100);
+    assert_eq!(actions(&mut scheduler), "leave 0, release 0, begin 4 as 0, 0 has A, 0@64+36*");
+    scheduler.handle_finished(SequenceId(1));
+    scheduler.handle_left(SequenceId(1));
+    scheduler.handle_rows_free(300);
+    scheduler.handle_request(Asked { bias: Some([2; 32]), ..asked(5, &prompt) }).unwrap();
+    assert_eq!(
+        actions(&mut scheduler),
+        "leave 1, release 1, begin 5 as 1, 1@0+100*",
+        "a third bias finds nothing"
+    );
 }
 
 /// What nobody uses goes when its page is needed, of a beginning the end first. What is used stays.

@@ -19,7 +19,7 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     let length = prop_oneof![3 => 1..80_u32, 1 => 60..400_u32];
     prop_oneof![
-        2 => (length, 1..150_u32, 0..3_u32, -3..=3_i64, prop::bool::weighted(0.3)).prop_map(|request| {
+        2 => (length, 1..150_u32, 0..4_u32, -3..=3_i64, prop::bool::weighted(0.3)).prop_map(|request| {
             let (prompt, tokens_max, text, priority, is_scored) = request;
             let priority = if text == 0 { 0 } else { priority };
             Event::Request { prompt, tokens_max, text, priority, is_scored }

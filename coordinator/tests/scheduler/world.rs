@@ -96,16 +96,29 @@ fn pages(positions: u32) -> u32 {
 
 /// What a position holds that was computed without an expert is its id and this.
 const LACKS: u32 = 1_000_000_000;
+/// What one holds whose rows choose under a bias is its id and this.
+const BIASED: u32 = 2 * LACKS;
 /// Texts are alike up to here, and then go on differently.
 const COMMON: u32 = 100;
 
-/// The last text is the first but for one id near its beginning: all that follows is spelled alike, and is something else.
+/// The third text is the first but for one id near its beginning: all that follows is spelled alike, and is something else. The
+/// fourth is the first, under a bias.
 fn id(text: u32, position: u32) -> u32 {
     match (text, position) {
+        (3, position) => id(0, position),
         (2, 5) => 5_000_000,
         (_, ..COMMON) => position,
         _ => position + 10_000 * (text % 2 + 1),
     }
+}
+
+fn bias(text: u32) -> Option<[u8; 32]> {
+    (text == 3).then_some([9; 32])
+}
+
+/// What is computed at a position.
+fn held(text: u32, position: u32) -> u32 {
+    id(text, position) + if bias(text).is_some() { BIASED } else { 0 }
 }
 
 fn ids(text: u32, length: u32) -> Vec<u32> {
@@ -169,6 +182,7 @@ impl World {
             priority,
             goes_alone: id.0 % 5 == 0,
             is_scored,
+            bias: bias(text),
         };
         assert_eq!(self.scheduler.handle_request(asked).is_ok(), fits);
         if fits {
@@ -290,7 +304,7 @@ impl World {
         assert_eq!(known, ids(of.text, position), "all positions before {position} of {sequence} are there");
         let lacks = self.requests.get(&of.request).is_some_and(|request| request.lacks);
         page.ids = before;
-        page.ids.push(id(of.text, position) + if lacks { LACKS } else { 0 });
+        page.ids.push(held(of.text, position) + if lacks { LACKS } else { 0 });
     }
 
     fn token(&mut self, sequence: SequenceId) {
@@ -413,7 +427,8 @@ impl World {
     /// The page of a block, which holds what this sequence would compute.
     fn block(&self, sequence: SequenceId, index: usize, block: BlockId) -> usize {
         let page = *self.blocks.get(&block).expect("it is a block");
-        let wanted = ids(self.sequences[&sequence].text, (index as u32 + 1) * PAGE);
+        let text = self.sequences[&sequence].text;
+        let wanted: Vec<u32> = (0..(index as u32 + 1) * PAGE).map(|position| held(text, position)).collect();
         assert_eq!(self.pages[page].ids, wanted, "no page is shared by mistake");
         page
     }

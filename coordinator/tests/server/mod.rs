@@ -14,12 +14,13 @@ use coordinator::api::{App, Backend, DrainRefused, Health, Keys, Limits, Served,
 use coordinator::data::request::{Event, Failure, Missing, OnMissing, RequestId, Submission};
 use coordinator::generation::Token;
 use coordinator::texts::Texts;
+use model::bias::Bias;
 use model::experts::LocalExperts;
 use model::gate::Choices;
 use model::kernel::{Kernels, NumericClass};
 use model::kv::{KvCache, Sequence};
 use model::load::{Loaded, Opened, Progress, Request, load};
-use model::plain::{Observe, Run, step};
+use model::plain::{Observe, Run, step_under};
 use model::pool::Pool;
 use model::sampler::{Logprobs, Sampling, choose, logprobs};
 use model::text::ChatTemplate;
@@ -69,18 +70,18 @@ impl Plain {
 
     /// One step of some sequences; the logits of the last row of each.
     fn step(&mut self, runs: &mut [Run<'_>]) -> Vec<Vec<f32>> {
-        self.observed(runs).0
+        self.observed(runs, None).0
     }
 
     /// The same, with the experts of these rows.
-    fn observed(&mut self, runs: &mut [Run<'_>]) -> (Vec<Vec<f32>>, Vec<Vec<u32>>) {
+    fn observed(&mut self, runs: &mut [Run<'_>], bias: Option<&Bias>) -> (Vec<Vec<f32>>, Vec<Vec<u32>>) {
         let Self { trunk, pool, work, cache, experts } = self;
         let ends = runs.iter().scan(0, |end, run| {
             *end += run.tokens.len();
             Some(*end)
         });
         let mut visited = Visited { ends: ends.collect(), experts: vec![Vec::new(); runs.len()] };
-        step(trunk, pool, work, cache, runs, experts, &mut visited).unwrap();
+        step_under(trunk, pool, work, cache, runs, experts, &mut visited, bias).unwrap();
         let mut end = 0;
         let mut logits = Vec::new();
         let rows = runs.iter().map(|run| {
@@ -137,11 +138,17 @@ pub(crate) fn encode(text: &str) -> Vec<u32> {
 
 /// Ids of a prompt and of its likeliest answer: the oracle, alone and without any server.
 pub(crate) fn greedy(prompt: &str, count: usize) -> (Vec<u32>, Vec<u32>) {
+    greedy_under(prompt, count, None)
+}
+
+/// The same under a bias.
+pub(crate) fn greedy_under(prompt: &str, count: usize, bias: Option<&Bias>) -> (Vec<u32>, Vec<u32>) {
     let mut plain = oracle().lock().unwrap();
     let prompt = encode(prompt);
     let (mut sequence, mut tokens, mut next) = (Sequence::default(), Vec::new(), prompt.clone());
     for _ in 0..count {
-        let logits = plain.step(&mut [Run { sequence: &mut sequence, tokens: &next }]).remove(0);
+        let mut runs = [Run { sequence: &mut sequence, tokens: &next }];
+        let logits = plain.observed(&mut runs, bias).0.remove(0);
         let position = (prompt.len() + tokens.len()) as u64;
         let token = choose(&logits, &prompt, &tokens, &Sampling::greedy(), position).unwrap().token;
         tokens.push(token);
@@ -157,8 +164,16 @@ struct Running {
     sequence: Sequence,
 }
 
+/// Biases as a test has them.
+#[derive(Default)]
+struct Biases {
+    current: Option<Arc<Bias>>,
+    known: Vec<Arc<Bias>>,
+}
+
 /// What a test may do to the backend, and see of it.
 struct Shared {
+    biases: Mutex<Biases>,
     new: Mutex<Vec<(RequestId, Submission)>>,
     cancels: Mutex<Vec<RequestId>>,
     state: Mutex<(State, String)>,
@@ -190,6 +205,17 @@ impl Backend for PlainBackend {
     fn cancel(&self, id: RequestId) {
         self.0.cancelled.fetch_add(1, Ordering::SeqCst);
         self.0.cancels.lock().unwrap().push(id);
+    }
+
+    fn bias(&self, beginning: Option<[u8; 4]>) -> Soon<'_, Option<Arc<Bias>>> {
+        let biases = self.0.biases.lock().unwrap();
+        let begins = |bias: &&Arc<Bias>, with: [u8; 4]| bias.digest().0.as_bytes().starts_with(&with);
+        let bias = match beginning {
+            Some(beginning) => biases.known.iter().find(|bias| begins(bias, beginning)),
+            None => biases.current.as_ref(),
+        };
+        let bias = bias.cloned();
+        Box::pin(async move { bias })
     }
 
     fn health(&self) -> Soon<'_, Health> {
@@ -283,10 +309,19 @@ fn compute(shared: &Shared, dir: &Path) {
                 let _ = run.submission.events.try_send(Event::Prompt(scored));
             }
         }
+        let moving = running.iter().filter(|run| !is_held(run));
+        let biases: Vec<Option<Arc<Bias>>> =
+            moving.map(|run| run.submission.generation.request().bias.clone()).collect();
         let moving = running.iter_mut().filter(|run| !is_held(run));
         let mut runs: Vec<Run<'_>> =
             moving.zip(&tokens).map(|(run, tokens)| Run { sequence: &mut run.sequence, tokens }).collect();
-        let (logits, experts) = plain.observed(&mut runs);
+        let (mut logits, mut experts, mut from) = (Vec::new(), Vec::new(), 0);
+        for alike in biases.chunk_by(PartialEq::eq) {
+            let (some, of) = plain.observed(&mut runs[from..from + alike.len()], alike[0].as_deref());
+            from += alike.len();
+            logits.extend(some);
+            experts.extend(of);
+        }
         let moving = running.iter_mut().filter(|run| !is_held(run));
         for ((run, logits), experts) in moving.zip(logits).zip(experts) {
             let Submission { generation, events, on_missing, .. } = &mut run.submission;
@@ -362,6 +397,7 @@ impl Server {
         let Made { model, limits, template, keys, tls } = made;
         let (dir, name) = model.unwrap_or_else(|| (demo(), "demo"));
         let shared = Arc::new(Shared {
+            biases: Mutex::default(),
             new: Mutex::default(),
             cancels: Mutex::default(),
             state: Mutex::new((State::Serving, String::new())),
@@ -435,6 +471,12 @@ impl Server {
 
     pub(crate) fn set_state(&self, state: State, missing: &str) {
         *self.shared.state.lock().unwrap() = (state, missing.into());
+    }
+
+    /// Answers begin with this bias from now on, and these are known beside it.
+    pub(crate) fn set_bias(&self, current: Option<Arc<Bias>>, known: &[Arc<Bias>]) {
+        let known = current.iter().chain(known).cloned().collect();
+        *self.shared.biases.lock().unwrap() = Biases { current, known };
     }
 
     pub(crate) fn running(&self) -> usize {

@@ -14,6 +14,7 @@ pub use landed::RowValues;
 pub use missing::leave_out;
 
 use crate::attention::Span;
+use crate::bias::Bias;
 use crate::experts::{Groups, compute_blocks};
 use crate::gate::{Choices, choose};
 use crate::kernel::{Kernels, RowsMut, RowsRef, math, multiply, widen_bf16};
@@ -178,6 +179,17 @@ impl Trunk {
     /// rows go out: not in a dense layer, unless its feed-forward is not the trunk's; then all rows choose expert 0
     /// with weight 1, and combining them gives the bits of [`Trunk::forward`].
     pub fn gate(&self, pool: &Pool, work: &mut Workspace, layer: usize) -> bool {
+        self.gate_under(pool, work, layer, &[])
+    }
+
+    /// The same where rows choose under a bias: each under its own, if it has one. No `biases` at all: none has.
+    pub fn gate_under(
+        &self,
+        pool: &Pool,
+        work: &mut Workspace,
+        layer: usize,
+        biases: &[Option<&Bias>],
+    ) -> bool {
         let weights = &self.weights.layers[layer];
         let hidden = self.spec.hidden;
         let rows = work.hidden.len() / hidden;
@@ -208,13 +220,22 @@ impl Trunk {
                 write_row(kernels, &mut rounded, row, to);
             }
         });
-        self.choose(pool, work, gate, moe);
+        assert!(biases.is_empty() || biases.len() == rows, "{rows} rows, {} biases", biases.len());
+        let bias = |row: usize| biases.get(row).copied().flatten().and_then(|bias| bias.of(layer));
+        self.choose(pool, work, gate, moe, &bias);
         work.groups.fill(&work.choices, moe.experts);
         work.returned.reset(work.groups.rows.len(), hidden);
         true
     }
 
-    fn choose(&self, pool: &Pool, work: &mut Workspace, gate: &GateWeights, moe: &Moe) {
+    fn choose<'b>(
+        &self,
+        pool: &Pool,
+        work: &mut Workspace,
+        gate: &GateWeights,
+        moe: &Moe,
+        bias: &(impl Fn(usize) -> Option<&'b [f32]> + Sync),
+    ) {
         let (hidden, kernels) = (self.spec.hidden, self.kernels);
         let rows = work.normed.len() / hidden;
         resize(&mut work.logits, rows * moe.experts);
@@ -227,12 +248,14 @@ impl Trunk {
             .logits
             .chunks_mut(PIECE_ROWS * moe.experts)
             .zip(work.choices.experts.chunks_mut(PIECE_ROWS * moe.top_k))
-            .zip(work.choices.weights.chunks_mut(PIECE_ROWS * moe.top_k));
-        share(pool, pieces, |((logits, experts), weights)| {
+            .zip(work.choices.weights.chunks_mut(PIECE_ROWS * moe.top_k))
+            .enumerate();
+        share(pool, pieces, |(piece, ((logits, experts), weights))| {
             let mut scores = vec![0.0; moe.experts];
             let rows = logits.chunks_mut(moe.experts).zip(experts.chunks_mut(moe.top_k));
-            for ((logits, experts), weights) in rows.zip(weights.chunks_mut(moe.top_k)) {
-                choose(kernels, moe, correction, logits, &mut scores, experts, weights);
+            let rows = rows.zip(weights.chunks_mut(moe.top_k)).zip(piece * PIECE_ROWS..);
+            for (((logits, experts), weights), row) in rows {
+                choose(kernels, moe, correction, bias(row), logits, &mut scores, experts, weights);
             }
         });
     }

@@ -172,6 +172,7 @@ async fn submit(
         prompt_logprobs: false,
         experts: false,
         grammar: None,
+        bias: None,
     };
     let mut asked = Asked::hand_in(coordinator, request).await?;
     let (tell, told) = oneshot::channel();

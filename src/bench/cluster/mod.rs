@@ -400,6 +400,7 @@ impl Cluster {
                 start_window: FORMING_MAX,
                 rebalance: None,
             },
+            bias: None,
             data_folder: None,
             nodes: door.into_iter().cloned().collect(),
             tls,

@@ -148,6 +148,7 @@ fn settings(
             start_window: START_WINDOW,
             rebalance: None,
         },
+        bias: None,
         data_folder: None,
         nodes: match asked.over {
             Over::Memory => Vec::new(),

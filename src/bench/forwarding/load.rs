@@ -190,6 +190,7 @@ impl Client {
             prompt_logprobs: false,
             experts: false,
             grammar: None,
+            bias: None,
         })
     }
 

@@ -355,6 +355,7 @@ mod tests {
             prompt_logprobs: false,
             experts: false,
             grammar: Some(grammar),
+            bias: None,
         };
         let stop = StopStream::new(Vec::new()).unwrap();
         let mut answer = Generation::new(request, Some(tokenizer.stream_with(tags)), stop);

@@ -4,8 +4,9 @@
 //! prompt or answer, under a hash of all ids up to its end. So one hash stands for one beginning, and a beginning is found block
 //! by block from the first.
 //!
-//! A page's bits depend on the ids up to its end, on the model, the numeric class and the number of shards. Within one coordinator all
-//! of that but the ids is constant, and blocks never leave it: so the chain of hashes begins with nothing.
+//! A page's bits depend on the ids up to its end, on the model, the numeric class, the number of shards, and the bias under which rows
+//! chose their experts. Within one coordinator all of that but ids and bias is constant, and blocks never leave it: so the chain of
+//! hashes begins with the bias's digest, and with nothing where there is no bias.
 //!
 //! A block that sequences use is theirs, read only. One that nobody uses is *idle*: it may be found again, and is given up when
 //! pages are needed, the one that was idle longest first. Sequences let go of their last block first, so that of a
@@ -61,15 +62,18 @@ pub(super) type ByHash<T> = HashMap<BlockHash, T, AsItIs>;
 /// The hashes of a sequence's whole blocks, as its ids come.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Chain {
+    /// What the first block's name is made of beside its ids.
+    begins_with: Option<[u8; 32]>,
     hashes: Vec<BlockHash>,
     /// Ids that are no whole block yet.
     rest: Vec<u32>,
 }
 
 impl Chain {
-    /// A chain for a sequence of up to so many ids.
-    pub(super) fn with_capacity(ids_max: usize, page: usize) -> Self {
-        Self { hashes: Vec::with_capacity(ids_max / page), rest: Vec::with_capacity(page) }
+    /// A chain for a sequence of up to so many ids, whose rows choose under the bias of this digest.
+    pub(super) fn with_capacity(ids_max: usize, page: usize, bias: Option<[u8; 32]>) -> Self {
+        let (hashes, rest) = (Vec::with_capacity(ids_max / page), Vec::with_capacity(page));
+        Self { begins_with: bias, hashes, rest }
     }
 
     /// The next id.
@@ -79,7 +83,7 @@ impl Chain {
             return;
         }
         let mut hasher = blake3::Hasher::new();
-        if let Some(BlockHash(before)) = self.hashes.last() {
+        if let Some(before) = self.hashes.last().map(|BlockHash(hash)| hash).or(self.begins_with.as_ref()) {
             hasher.update(before);
         }
         for id in self.rest.drain(..) {
@@ -233,7 +237,7 @@ mod tests {
     const FEW: usize = 2;
 
     fn chain(ids: &[u32]) -> Chain {
-        let mut chain = Chain::with_capacity(ids.len(), FEW);
+        let mut chain = Chain::with_capacity(ids.len(), FEW, None);
         ids.iter().for_each(|id| chain.push(*id, FEW));
         chain
     }
@@ -245,6 +249,28 @@ mod tests {
         assert_eq!(hashes(&[1, 2, 3, 4, 5]), hashes(&[1, 2, 3, 4]));
         assert_ne!(hashes(&[1, 2, 3, 4])[1], hashes(&[3, 4])[0], "the same ids at another place");
         assert_ne!(hashes(&[1, 2, 3, 4])[1], hashes(&[1, 9, 3, 4])[1], "the same block after another one");
+    }
+
+    /// What was computed under one bias is never found under another one, nor without: none of their names are alike.
+    #[test]
+    fn a_name_stands_for_the_bias_too() {
+        let ids = [1, 2, 3, 4, 5, 6];
+        let under = |bias: Option<[u8; 32]>| {
+            let mut chain = Chain::with_capacity(ids.len(), FEW, bias);
+            ids.iter().for_each(|id| chain.push(*id, FEW));
+            chain.hashes().to_vec()
+        };
+        let all = [None, Some([0; 32]), Some([7; 32])].map(under);
+        assert_eq!(all[0], chain(&ids).hashes());
+        for (at, hashes) in all.iter().enumerate() {
+            assert_eq!(hashes.len(), 3);
+            let others = all[..at].iter().flatten();
+            assert!(others.clone().all(|other| !hashes.contains(other)), "{at}");
+        }
+        let mut cache = PrefixCache::new(10);
+        let kept = all[1].iter().map(|hash| cache.keep(*hash)).count();
+        assert_eq!(kept, 3);
+        assert_eq!([&all[0], &all[1], &all[2]].map(|hashes| cache.find(hashes).0), [0, 3, 0]);
     }
 
     #[derive(Debug, Clone)]

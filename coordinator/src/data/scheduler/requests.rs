@@ -93,6 +93,8 @@ pub struct Asked<'a> {
     pub goes_alone: bool,
     /// Whether every row of its prompt is looked at before its first token, and so has to be computed.
     pub is_scored: bool,
+    /// The digest of the bias that its rows choose under: it shares no page with who has another one, or none.
+    pub bias: Option<[u8; 32]>,
 }
 
 /// One request.
@@ -225,7 +227,7 @@ impl Requests {
         if waiting >= self.queue_max {
             return Err(Refused::QueueFull { waiting });
         }
-        let Asked { request: id, prompt, tokens, tokens_max, priority, goes_alone, is_scored } = asked;
+        let Asked { request: id, prompt, tokens, tokens_max, priority, goes_alone, is_scored, bias } = asked;
         let place = self.free.pop().expect("those who run have places of their own");
         let new = self.places.insert(id, place).is_none();
         assert!(new, "{id} is asked for once");
@@ -245,7 +247,7 @@ impl Requests {
             ..Request::default()
         };
         if self.names_blocks {
-            let mut chain = Chain::with_capacity(request.longest() as usize, PAGE as usize);
+            let mut chain = Chain::with_capacity(request.longest() as usize, PAGE as usize, bias);
             prompt.iter().chain(tokens).for_each(|id| chain.push(*id, PAGE as usize));
             request.chain = Some(chain);
         }
