@@ -17,6 +17,7 @@ use transport::buffer::Pool as Buffers;
 use transport::peer::{Inlet, Peer};
 use transport::wire::cluster::Epoch;
 
+use super::aside::Aside;
 use super::exchange::{Exchange, ExchangeCounters, LinkRoom, LinkSeen};
 use super::flow::{Flow, Forwarding};
 use super::forwarding::Choice;
@@ -142,6 +143,12 @@ pub struct Report {
     pub running: usize,
     /// Requests that wait.
     pub waiting: usize,
+    /// Of those that run, how many wait for an expert that nobody holds.
+    pub stranded: usize,
+    /// Of those that wait, how many wait for that, and have given way to others meanwhile.
+    pub aside: usize,
+    /// How often one did.
+    pub set_aside: u64,
     /// KV pages in all.
     pub pages: u32,
     /// Those that no sequence has. Some may be kept for prompts to come.
@@ -200,8 +207,10 @@ pub struct DataActor {
     /// Links with something to be read, and the list of the turn, which is empty between turns.
     pub(super) ready: Ready,
     pub(super) turn: Vec<LinkId>,
-    /// Requests that wait for a place.
+    /// Requests that wait for a place, and those that are set aside.
     pub(super) waiting: HashMap<RequestId, Request>,
+    /// What these wait for.
+    pub(super) aside: Aside,
     /// Requests that have one.
     pub(super) running: Vec<Option<Request>>,
     pub(super) deadlines: BTreeMap<(Instant, RequestId), ()>,
@@ -263,6 +272,7 @@ impl DataActor {
             ready: Ready::default(),
             turn: Vec::new(),
             waiting: HashMap::new(),
+            aside: Aside::default(),
             running: std::iter::repeat_with(|| None).take(parts.sequences_max).collect(),
             deadlines: BTreeMap::new(),
             pace: Pace::default(),
@@ -365,6 +375,8 @@ impl Handler<Ask> for DataActor {
         let report = Report {
             running,
             waiting: self.waiting.len(),
+            stranded: self.parts.scheduler.stranded(),
+            aside: self.parts.scheduler.set_aside(),
             prefix: self.parts.scheduler.prefix_seen(),
             links: self.links.len(),
             over_links: self.parts.exchange.links().collect(),

@@ -19,6 +19,7 @@ pub mod frames;
 pub mod landing;
 
 pub mod actor;
+pub mod aside;
 mod carry_out;
 mod pump;
 mod ready;
