@@ -413,7 +413,11 @@ impl Data {
             return self.exchange.handle_cancelled(row, now);
         }
         match self.flow.handle_stranded(row, is_stranded) {
-            Some(sequence) if is_stranded => self.scheduler.handle_stranded(sequence),
+            Some(sequence) if is_stranded => {
+                // Nobody has patience here: more give way.
+                self.scheduler.handle_stranded(sequence);
+                self.scheduler.handle_long(sequence);
+            }
             Some(sequence) => self.scheduler.handle_found(sequence),
             None => {}
         }

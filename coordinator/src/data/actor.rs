@@ -25,6 +25,7 @@ use super::frames::{Shape, Source};
 use super::ids::{LinkId, RowId, SequenceId};
 use super::landing::{Keep, Slot};
 use super::pace::Pace;
+use super::patience::Patience;
 use super::ready::{Bell, Ready};
 use super::report::Sizes;
 use super::request::{Request, RequestId, Submission};
@@ -211,6 +212,8 @@ pub struct DataActor {
     pub(super) waiting: HashMap<RequestId, Request>,
     /// What these wait for.
     pub(super) aside: Aside,
+    /// Those that wait for such a thing and run.
+    pub(super) patience: Patience,
     /// Requests that have one.
     pub(super) running: Vec<Option<Request>>,
     pub(super) deadlines: BTreeMap<(Instant, RequestId), ()>,
@@ -273,6 +276,7 @@ impl DataActor {
             turn: Vec::new(),
             waiting: HashMap::new(),
             aside: Aside::default(),
+            patience: Patience::default(),
             running: std::iter::repeat_with(|| None).take(parts.sequences_max).collect(),
             deadlines: BTreeMap::new(),
             pace: Pace::default(),

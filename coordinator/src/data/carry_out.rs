@@ -25,6 +25,9 @@ impl DataActor {
         let mut any = false;
         loop {
             let mut done = false;
+            while let Some(sequence) = self.patience.poll_long(now) {
+                self.parts.scheduler.handle_long(sequence);
+            }
             if self.parts.exchange.poll_holders() {
                 self.call_back();
             }
@@ -192,7 +195,10 @@ impl DataActor {
                 }
             }
             Action::Full { request } => self.end_full(request),
-            Action::Leave { sequence } => self.leave(sequence, now),
+            Action::Leave { sequence } => {
+                self.patience.handle_over(sequence);
+                self.leave(sequence, now);
+            }
             Action::Release { sequence } => self.orders.push(Order::Release(sequence)),
             Action::Share { sequence, block } => {
                 if let Some(request) = &mut self.running[sequence.0 as usize] {
@@ -246,8 +252,14 @@ impl DataActor {
             return exchange.handle_cancelled(row, now);
         }
         match flow.handle_stranded(row, is_stranded) {
-            Some(sequence) if is_stranded => scheduler.handle_stranded(sequence),
-            Some(sequence) => scheduler.handle_found(sequence),
+            Some(sequence) if is_stranded => {
+                scheduler.handle_stranded(sequence);
+                self.patience.handle_stranded(sequence, now);
+            }
+            Some(sequence) => {
+                scheduler.handle_found(sequence);
+                self.patience.handle_over(sequence);
+            }
             None => {}
         }
     }

@@ -21,6 +21,7 @@ pub mod landing;
 pub mod actor;
 pub mod aside;
 mod carry_out;
+pub mod patience;
 mod pump;
 mod ready;
 pub mod report;

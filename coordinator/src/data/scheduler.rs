@@ -343,7 +343,7 @@ impl Scheduler {
         if self.sequences.leaving > 0 {
             return self.sequences.handle_starved(sequence);
         }
-        if self.strand_gives_way() {
+        if self.strand_gives_way(false) {
             return self.sequences.handle_starved(sequence);
         }
         let first = self.sequences.first_to_give_way().expect("at least this one runs");
@@ -445,7 +445,7 @@ impl Scheduler {
         let available = self.pages.available();
         let next_place = self.sequences.next_place().filter(|_| available >= needed);
         let Some(sequence) = next_place else {
-            return available + self.sequences.pages_stranded >= needed && self.strand_gives_way();
+            return available + self.sequences.pages_long >= needed && self.strand_gives_way(true);
         };
         let request = RequestId(request.id);
         let rank = self.requests.begin(place, sequence);

@@ -14,6 +14,7 @@ enum Event {
     Lack { ago: u64 },
     Miss { expert: u32 },
     Find { expert: u32 },
+    WaitLong,
     Whole { nth: usize },
     Compute { cancelled_ago: Option<u64> },
 }
@@ -31,6 +32,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0..9_u64).prop_map(|ago| Event::Lack { ago }),
         1 => (0..EXPERTS).prop_map(|expert| Event::Miss { expert }),
         2 => (0..EXPERTS).prop_map(|expert| Event::Find { expert }),
+        1 => Just(Event::WaitLong),
         30 => any::<usize>().prop_map(|nth| Event::Whole { nth }),
         25 => prop::option::weighted(0.03, 0..9_u64).prop_map(|cancelled_ago| Event::Compute { cancelled_ago }),
     ]
@@ -64,7 +66,8 @@ prop_compose! {
 
 /// Lets happen what can happen. All that has not ended then waits for experts that are missing.
 fn settle(world: &mut World) {
-    let moves = (0..1_000_000).take_while(|_| world.compute(None) | world.whole(3)).count();
+    let goes_on = |world: &mut World| world.compute(None) | world.whole(3) || world.wait_long();
+    let moves = (0..1_000_000).take_while(|_| goes_on(world)).count();
     assert!(moves < 1_000_000, "it does not come to an end");
     world.check_all_are_stranded();
 }
@@ -105,6 +108,9 @@ proptest! {
                 Event::Lack { ago } => world.lack(asked.saturating_sub(ago)),
                 Event::Miss { expert } => world.miss(expert),
                 Event::Find { expert } => world.find(expert),
+                Event::WaitLong => {
+                    world.wait_long();
+                }
                 Event::Cancel { ago } => world.cancel(asked.saturating_sub(ago)),
                 Event::Whole { nth } => {
                     world.whole(nth);

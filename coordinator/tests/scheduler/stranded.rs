@@ -84,6 +84,13 @@ fn who_is_stranded_gives_up_his_place_to_those_who_want_it() {
     assert_eq!(actions(&mut scheduler), "");
     assert_eq!((scheduler.running(), scheduler.stranded(), scheduler.set_aside()), (3, 3, 0));
     request(&mut scheduler, 4, 5);
+    assert_eq!(actions(&mut scheduler), "", "it may be over soon");
+    assert_eq!(scheduler.held_requests().collect::<Vec<_>>(), [(RequestId(4), Held::Places { running: 3 })]);
+    scheduler.handle_long(SequenceId(1));
+    scheduler.handle_found(SequenceId(1));
+    scheduler.handle_stranded(SequenceId(1));
+    assert_eq!(actions(&mut scheduler), "", "it begins to wait anew");
+    (0..3).for_each(|sequence| scheduler.handle_long(SequenceId(sequence)));
     assert_eq!(actions(&mut scheduler), "set aside 2, leave 2");
     request(&mut scheduler, 5, 5);
     assert_eq!(actions(&mut scheduler), "", "one leaves already");
@@ -125,6 +132,7 @@ fn who_gave_way_is_no_more_urgent_for_that() {
     assert_eq!(actions(&mut scheduler), "begin 1 as 0, 0@0+1*");
     for urgent in 2..2 + u64::from(PREEMPTED_MAX) {
         scheduler.handle_stranded(SequenceId(0));
+        scheduler.handle_long(SequenceId(0));
         ask(&mut scheduler, urgent, &[1], 0).unwrap();
         assert_eq!(actions(&mut scheduler), "set aside 0, leave 0");
         scheduler.handle_left(SequenceId(0));
@@ -173,11 +181,15 @@ fn who_begins_has_pages_of_those_who_are_stranded() {
         scheduler.handle_rows_free(300);
     });
     assert_eq!(scheduler.pages_free(), 1);
-    scheduler.handle_stranded(SequenceId(1));
-    scheduler.handle_stranded(SequenceId(2));
+    for sequence in [1, 2] {
+        scheduler.handle_stranded(SequenceId(sequence));
+        scheduler.handle_long(SequenceId(sequence));
+    }
     request(&mut scheduler, 5, 64 * 3);
     assert_eq!(actions(&mut scheduler), "", "it needs four beside others, and there would be three");
     scheduler.handle_stranded(SequenceId(0));
+    assert_eq!(actions(&mut scheduler), "", "and this one has not been for long");
+    scheduler.handle_long(SequenceId(0));
     assert_eq!(actions(&mut scheduler), "set aside 2, leave 2");
     scheduler.handle_left(SequenceId(2));
     assert_eq!(actions(&mut scheduler), "release 2, set aside 1, leave 1");
@@ -269,6 +281,7 @@ fn who_was_set_aside_is_computed_again() {
     assert_eq!(token(&mut scheduler, 0), "0.0 is A, 0@70+1*");
     assert_eq!(token(&mut scheduler, 0), "0@71+1*");
     scheduler.handle_stranded(SequenceId(0));
+    scheduler.handle_long(SequenceId(0));
     rows(&mut scheduler, 299, 1);
     request(&mut scheduler, 2, 64 * 4);
     assert_eq!(actions(&mut scheduler), "set aside 0, leave 0");

@@ -315,6 +315,16 @@ impl World {
         }
     }
 
+    /// All that are stranded have been for long. False if none is.
+    pub(crate) fn wait_long(&mut self) -> bool {
+        let flow = &self.flow;
+        let sequences: BTreeSet<SequenceId> = self.stranded.iter().map(|row| flow.position(*row).0).collect();
+        sequences.iter().for_each(|sequence| self.scheduler.handle_long(*sequence));
+        let before = self.set_aside;
+        self.carry_out();
+        self.set_aside > before
+    }
+
     fn is_stranded(&self, sequence: SequenceId) -> bool {
         self.stranded.iter().any(|row| self.flow.position(*row).0 == sequence)
     }

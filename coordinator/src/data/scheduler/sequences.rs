@@ -46,6 +46,8 @@ pub(super) struct Sequence {
     pub(super) rank: usize,
     /// Counts sequences in the order in which they began.
     began: u64,
+    /// It has been stranded for long.
+    is_long: bool,
     /// Whether any row was given to the flow.
     pub(super) has_rows: bool,
 }
@@ -83,9 +85,11 @@ pub(super) struct Sequences {
     pub(super) sampling: usize,
     /// How many are in state `Leaving`.
     pub(super) leaving: usize,
-    /// How many are in state `Stranded`, and the pages that they have.
+    /// How many are in state `Stranded`.
     pub(super) stranded: usize,
-    pub(super) pages_stranded: u32,
+    /// How many of these have been for long, and the pages that they have.
+    long: usize,
+    pub(super) pages_long: u32,
 }
 
 impl Sequences {
@@ -104,7 +108,8 @@ impl Sequences {
             sampling: 0,
             leaving: 0,
             stranded: 0,
-            pages_stranded: 0,
+            long: 0,
+            pages_long: 0,
         }
     }
 
@@ -131,14 +136,15 @@ impl Sequences {
         self.running.iter().find_map(Line::last).map(SequenceId)
     }
 
-    /// The same of those that are stranded.
-    pub(super) fn first_stranded(&self) -> Option<SequenceId> {
-        if self.stranded == 0 {
+    /// The same of those that are stranded, or of those that have been for long.
+    pub(super) fn first_stranded(&self, is_long: bool) -> Option<SequenceId> {
+        if (if is_long { self.long } else { self.stranded }) == 0 {
             return None;
         }
         let from_last = |line: &Line| std::iter::successors(line.last(), |place| self.ages.before(*place));
         let mut places = self.running.iter().flat_map(from_last);
-        places.find(|place| self.sequences[*place as usize].state == State::Stranded).map(SequenceId)
+        let is_such = |of: &Sequence| of.state == State::Stranded && (of.is_long || !is_long);
+        places.find(|place| is_such(&self.sequences[*place as usize])).map(SequenceId)
     }
 
     /// Those that may go on and have given out their prompt.
@@ -198,6 +204,15 @@ impl Sequences {
         }
     }
 
+    /// It has been stranded for long.
+    pub(super) fn handle_long(&mut self, sequence: SequenceId) {
+        let of = &mut self.sequences[sequence.0 as usize];
+        if of.state == State::Stranded && !std::mem::replace(&mut of.is_long, true) {
+            self.long += 1;
+            self.pages_long += of.pages();
+        }
+    }
+
     /// It goes on where it was.
     pub(super) fn handle_found(&mut self, sequence: SequenceId) {
         let of = self.get(sequence);
@@ -242,7 +257,10 @@ impl Sequences {
             State::Leaving => self.leaving -= 1,
             State::Stranded => {
                 self.stranded -= 1;
-                self.pages_stranded -= self.get(sequence).pages();
+                if std::mem::take(&mut self.get_mut(sequence).is_long) {
+                    self.long -= 1;
+                    self.pages_long -= self.get(sequence).pages();
+                }
             }
             State::Free => {}
         }
@@ -262,10 +280,7 @@ impl Sequences {
             State::Ready => self.links.push_back(&mut self.ready, sequence.0),
             State::Starved => self.links.push_back(&mut self.starved, sequence.0),
             State::Leaving => self.leaving += 1,
-            State::Stranded => {
-                self.stranded += 1;
-                self.pages_stranded += self.get(sequence).pages();
-            }
+            State::Stranded => self.stranded += 1,
             State::Free => {}
         }
         self.get_mut(sequence).state = state;

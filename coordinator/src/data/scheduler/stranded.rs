@@ -3,8 +3,8 @@
 //! Pure. A sequence is *stranded* while a row of it waits for such an expert, which may be for as long as its request has time. Until
 //! then it gets no rows, counts neither among the prompts that are being given out nor among those who decode, and what it has promised
 //! others compute themselves. It keeps what it has as long as nobody else needs that, since a holder may come soon. Where
-//! somebody lacks a place, pages or rows that those who go on will not give back by themselves, stranded sequences give way before all
-//! others, one after the other. The request of one is *set aside*: it waits in no line until the shell calls it back, because what it
+//! somebody who runs lacks pages or rows that those who go on will not give back by themselves, stranded sequences give way before all
+//! others, one after the other; to somebody who lacks a place or pages to begin, those that have been stranded for long. The request of one is *set aside*: it waits in no line until the shell calls it back, because what it
 //! lacked is there, and then it waits where it came. To give way so does not make a request more urgent.
 
 use super::sequences::State;
@@ -29,6 +29,11 @@ impl Scheduler {
         self.sequences.handle_stranded(sequence);
     }
 
+    /// It has waited for that for so long that others may begin in its place. Harmless if it does so no more.
+    pub fn handle_long(&mut self, sequence: SequenceId) {
+        self.sequences.handle_long(sequence);
+    }
+
     /// It does so no more, and goes on where it was.
     pub fn handle_found(&mut self, sequence: SequenceId) {
         let of = self.sequences.get(sequence);
@@ -49,13 +54,13 @@ impl Scheduler {
         self.rows_stranded = rows;
     }
 
-    /// Of the stranded sequences one gives way. False if there is none, or if somebody leaves already: first what that brings is
+    /// Of the stranded sequences, or of those that have been so for long, one gives way. False if there is none, or if somebody leaves already: first what that brings is
     /// looked at.
-    pub(super) fn strand_gives_way(&mut self) -> bool {
+    pub(super) fn strand_gives_way(&mut self, is_long: bool) -> bool {
         if self.sequences.leaving > 0 {
             return false;
         }
-        let Some(sequence) = self.sequences.first_stranded() else { return false };
+        let Some(sequence) = self.sequences.first_stranded(is_long) else { return false };
         self.actions.push_back(Action::SetAside { sequence });
         let request = self.sequences.get(sequence).request.expect("a running sequence has a request");
         self.requests.set_aside(request);
@@ -68,6 +73,6 @@ impl Scheduler {
     pub(super) fn make_rows(&mut self, count: u32) -> bool {
         let of_others = (self.settings.rows_in_flight_max as usize).saturating_sub(self.rows_stranded);
         let are_free = self.rows_free >= count as usize + self.sequences.starved.len();
-        !are_free && of_others < count as usize + self.sequences.going() && self.strand_gives_way()
+        !are_free && of_others < count as usize + self.sequences.going() && self.strand_gives_way(false)
     }
 }
