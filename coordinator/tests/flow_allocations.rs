@@ -148,6 +148,7 @@ impl World {
                     self.tokens_left[sequence.0 as usize] = 1 + self.random(100) as u32;
                 }
                 Some(Action::Preempt { .. }) => self.preempted += 1,
+                Some(Action::SetAside { .. }) => panic!("no expert is missing"),
                 Some(Action::Leave { sequence }) => self.flow.handle_cancel(sequence),
                 Some(Action::Full { .. } | Action::Release { .. }) => {}
                 Some(Action::Share { .. } | Action::Keep { .. }) => {}

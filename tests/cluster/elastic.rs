@@ -37,7 +37,7 @@ fn requests(oracle: &mut Oracle, count: usize) -> Vec<(Request, Answer)> {
     (0..count).map(|_| request()).collect()
 }
 
-fn placer(nodes: usize) -> PlacerSettings {
+pub(crate) fn placer(nodes: usize) -> PlacerSettings {
     PlacerSettings { nodes_min: nodes, start_window: PATIENCE, ..PlacerSettings::default() }
 }
 
@@ -91,12 +91,12 @@ fn actors(view: &Value, name: &str) -> u64 {
     devices.iter().map(|device| device["actors"].as_u64().unwrap()).sum()
 }
 
-fn is_settled(view: &Value) -> bool {
+pub(crate) fn is_settled(view: &Value) -> bool {
     let moves = ["loading", "waiting", "lingering"].map(|key| view["moves"][key].as_u64().unwrap());
     view["state"] == "serving" && moves == [0; 3]
 }
 
-fn is_drained(view: &Value, name: &str) -> bool {
+pub(crate) fn is_drained(view: &Value, name: &str) -> bool {
     node(view, name)["state"] == "drained"
 }
 

@@ -12,6 +12,7 @@ mod oracle;
 mod pages;
 mod prompts;
 mod shards;
+mod stranded;
 mod unruly;
 mod why;
 

@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coordinator::data::exchange::{Exchange, ExchangeSettings, LinkRoom};
+use coordinator::data::aside::Aside;
+use coordinator::data::exchange::{Exchange, ExchangeSettings, LinkRoom, Stranded};
 use coordinator::data::flow::{Flow, FlowSettings};
 use coordinator::data::forwarding::{AutoForwarding, Choice, Passed};
 use coordinator::data::ids::{LinkId, RowId, SequenceId, SlotId};
@@ -59,6 +60,7 @@ pub(crate) struct Data {
     pub(crate) trunk: Trunk,
     pub(crate) links: BTreeMap<LinkId, Link>,
     waiting: BTreeMap<RequestId, Request>,
+    aside: Aside,
     pub(crate) running: Vec<Option<Request>>,
     deadlines: BTreeSet<(Instant, RequestId)>,
     request_next: u64,
@@ -116,6 +118,7 @@ impl Data {
             trunk: Trunk::new(model, case.pages as usize, rows_max as usize),
             links: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            aside: Aside::default(),
             running: std::iter::repeat_with(|| None).take(case.sequences_max as usize).collect(),
             deadlines: BTreeSet::new(),
             request_next: 1,
@@ -236,6 +239,7 @@ impl Data {
     /// A client wants no more of its answer.
     pub(crate) fn give_up(&mut self, id: RequestId, sky: &mut Sky) {
         self.scheduler.handle_cancel(id);
+        self.aside.handle_ended(id);
         if let Some(request) = self.waiting.remove(&id) {
             self.deadlines.remove(&(request.submission.deadline, id));
         }
@@ -311,7 +315,13 @@ impl Data {
         let mut any = false;
         loop {
             let mut done = false;
+            if self.exchange.poll_holders() {
+                for id in self.aside.handle_holders(|lack| self.exchange.is_missing(lack)) {
+                    self.scheduler.handle_called_back(id);
+                }
+            }
             self.scheduler.handle_rows_free(self.flow.rows_free());
+            self.scheduler.handle_rows_stranded(self.flow.rows_stranded());
             while let Some(action) = self.scheduler.poll_action() {
                 self.schedule(action, now, sky);
                 done = true;
@@ -319,6 +329,10 @@ impl Data {
             self.go_on(sky);
             while let Some(left_out) = self.exchange.poll_left_out() {
                 self.leave_out(left_out, sky);
+                done = true;
+            }
+            while let Some(stranded) = self.exchange.poll_stranded() {
+                self.strand(stranded, now);
                 done = true;
             }
             while let Some((row, why)) = self.exchange.poll_failed() {
@@ -387,6 +401,11 @@ impl Data {
                     self.waiting.insert(request.id, request);
                 }
             }
+            Action::SetAside { sequence } => {
+                if let Some(request) = self.running[sequence.0 as usize].take() {
+                    self.set_aside(request, sequence);
+                }
+            }
             Action::Full { request } => self.end_full(request, sky),
             Action::Leave { sequence } => self.leave(sequence, now, sky),
             Action::Release { sequence } => self.trunk.tell(Order::Release(sequence)),
@@ -401,6 +420,30 @@ impl Data {
                 self.trunk.tell(Order::Replace { sequence, index, block });
             }
             Action::Forget { block } => self.trunk.tell(Order::Forget(block)),
+        }
+    }
+
+    fn set_aside(&mut self, request: Request, sequence: SequenceId) {
+        let (flow, exchange) = (&self.flow, &self.exchange);
+        let of_row = |row: RowId| exchange.lacks(row).map(move |lack| (flow.position(row).1, lack));
+        if !self.aside.handle_set_aside(request.id, flow.rows_out(sequence).flat_map(of_row)) {
+            self.scheduler.handle_called_back(request.id);
+        }
+        self.waiting.insert(request.id, request);
+    }
+
+    fn strand(&mut self, Stranded { row, is_stranded }: Stranded, now: Instant) {
+        if is_stranded && !self.flow.is_needed(row) {
+            return self.exchange.handle_cancelled(row, now);
+        }
+        match self.flow.handle_stranded(row, is_stranded) {
+            Some(sequence) if is_stranded => {
+                // Nobody has patience here: more give way.
+                self.scheduler.handle_stranded(sequence);
+                self.scheduler.handle_long(sequence);
+            }
+            Some(sequence) => self.scheduler.handle_found(sequence),
+            None => {}
         }
     }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 const SEATS_MAX: usize = 4096;
 
 /// Numbers of which there is one: name, kind, where it stands in `/cluster`, and what it is.
-const SINGLE: [(&str, &str, &str, &str); 30] = [
+const SINGLE: [(&str, &str, &str, &str); 33] = [
     ("phalanx_requests_running", "gauge", "/data/running", "Requests that are being computed."),
     ("phalanx_requests_waiting", "gauge", "/data/waiting", "Requests that wait for room."),
     ("phalanx_tokens_total", "counter", "/data/tokens", "Tokens of answers."),
@@ -39,6 +39,24 @@ const SINGLE: [(&str, &str, &str, &str); 30] = [
     ("phalanx_kv_pages", "gauge", "/data/kv_pages", "Pages for keys and values."),
     ("phalanx_kv_pages_free", "gauge", "/data/kv_pages_free", "Of these, those that belong to no request."),
     ("phalanx_requests_preempted_total", "counter", "/data/preempted", "Requests that gave way to others."),
+    (
+        "phalanx_requests_stranded",
+        "gauge",
+        "/data/stranded",
+        "Requests that run and wait for an expert that nobody holds.",
+    ),
+    (
+        "phalanx_requests_aside",
+        "gauge",
+        "/data/aside",
+        "Requests that gave way while they waited for such an expert, and wait for it.",
+    ),
+    (
+        "phalanx_requests_set_aside_total",
+        "counter",
+        "/data/set_aside",
+        "Requests that gave way because nobody held an expert that they needed.",
+    ),
     ("phalanx_prefix_pages", "gauge", "/data/prefix_pages", "Pages kept for prompts that begin alike."),
     ("phalanx_prefix_evicted_total", "counter", "/data/prefix_evicted", "Of these, given up for others."),
     ("phalanx_prefix_begun_total", "counter", "/data/prefix_begun", "Sequences that began."),

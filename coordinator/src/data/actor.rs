@@ -17,6 +17,7 @@ use transport::buffer::Pool as Buffers;
 use transport::peer::{Inlet, Peer};
 use transport::wire::cluster::Epoch;
 
+use super::aside::Aside;
 use super::exchange::{Exchange, ExchangeCounters, LinkRoom, LinkSeen};
 use super::flow::{Flow, Forwarding};
 use super::forwarding::Choice;
@@ -24,6 +25,7 @@ use super::frames::{Shape, Source};
 use super::ids::{LinkId, RowId, SequenceId};
 use super::landing::{Keep, Slot};
 use super::pace::Pace;
+use super::patience::Patience;
 use super::ready::{Bell, Ready};
 use super::report::Sizes;
 use super::request::{News, Request, RequestId, Submission};
@@ -142,6 +144,12 @@ pub struct Report {
     pub running: usize,
     /// Requests that wait.
     pub waiting: usize,
+    /// Of those that run, how many wait for an expert that nobody holds.
+    pub stranded: usize,
+    /// Of those that wait, how many wait for that, and have given way to others meanwhile.
+    pub aside: usize,
+    /// How often one did.
+    pub set_aside: u64,
     /// KV pages in all.
     pub pages: u32,
     /// Those that no sequence has. Some may be kept for prompts to come.
@@ -200,8 +208,12 @@ pub struct DataActor {
     /// Links with something to be read, and the list of the turn, which is empty between turns.
     pub(super) ready: Ready,
     pub(super) turn: Vec<LinkId>,
-    /// Requests that wait for a place.
+    /// Requests that wait for a place, and those that are set aside.
     pub(super) waiting: HashMap<RequestId, Request>,
+    /// What these wait for.
+    pub(super) aside: Aside,
+    /// Those that wait for such a thing and run.
+    pub(super) patience: Patience,
     /// Requests that have one.
     pub(super) running: Vec<Option<Request>>,
     pub(super) deadlines: BTreeMap<(Instant, RequestId), ()>,
@@ -265,6 +277,8 @@ impl DataActor {
             ready: Ready::default(),
             turn: Vec::new(),
             waiting: HashMap::new(),
+            aside: Aside::default(),
+            patience: Patience::default(),
             running: std::iter::repeat_with(|| None).take(parts.sequences_max).collect(),
             deadlines: BTreeMap::new(),
             pace: Pace::default(),
@@ -368,6 +382,8 @@ impl Handler<Ask> for DataActor {
         let report = Report {
             running,
             waiting: self.waiting.len(),
+            stranded: self.parts.scheduler.stranded(),
+            aside: self.parts.scheduler.set_aside(),
             prefix: self.parts.scheduler.prefix_seen(),
             links: self.links.len(),
             over_links: self.parts.exchange.links().collect(),

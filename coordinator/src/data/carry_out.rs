@@ -7,8 +7,8 @@ use model::kv::PAGE;
 use tokio::task::spawn_local;
 use transport::peer::SendError;
 
-use super::actor::DataActor;
-use super::exchange::LeftOut;
+use super::actor::{DataActor, DataParts};
+use super::exchange::{LeftOut, Stranded};
 use super::frames::dispatch_frame;
 use super::ids::{RowId, SequenceId};
 use super::landing::Slot;
@@ -25,13 +25,24 @@ impl DataActor {
         let mut any = false;
         loop {
             let mut done = false;
+            while let Some(sequence) = self.patience.poll_long(now) {
+                self.parts.scheduler.handle_long(sequence);
+            }
+            if self.parts.exchange.poll_holders() {
+                self.call_back();
+            }
             self.parts.scheduler.handle_rows_free(self.parts.flow.rows_free());
+            self.parts.scheduler.handle_rows_stranded(self.parts.flow.rows_stranded());
             while let Some(action) = self.parts.scheduler.poll_action() {
                 self.schedule(action, now);
                 done = true;
             }
             while let Some(left_out) = self.parts.exchange.poll_left_out() {
                 self.leave_out(left_out);
+                done = true;
+            }
+            while let Some(stranded) = self.parts.exchange.poll_stranded() {
+                self.strand(stranded, now);
                 done = true;
             }
             while let Some((row, why)) = self.parts.exchange.poll_failed() {
@@ -111,6 +122,7 @@ impl DataActor {
     /// A client wants no more of its answer.
     pub(super) fn give_up(&mut self, id: RequestId) {
         self.parts.scheduler.handle_cancel(id);
+        self.aside.handle_ended(id);
         if let Some(request) = self.waiting.remove(&id) {
             self.deadlines.remove(&(request.submission.deadline, id));
         }
@@ -180,15 +192,19 @@ impl DataActor {
             }
             Action::Preempt { sequence } => {
                 self.report.preempted += 1;
-                if let Some(mut request) = self.running[sequence.0 as usize].take() {
-                    if let Some(phases) = &mut request.phases {
-                        phases.handle_preempted(now);
-                    }
-                    self.waiting.insert(request.id, request);
+                self.wait_again(sequence, now);
+            }
+            Action::SetAside { sequence } => {
+                self.report.set_aside += 1;
+                if let Some(request) = self.wait_again(sequence, now) {
+                    self.set_aside(request, sequence);
                 }
             }
             Action::Full { request } => self.end_full(request),
-            Action::Leave { sequence } => self.leave(sequence, now),
+            Action::Leave { sequence } => {
+                self.patience.handle_over(sequence);
+                self.leave(sequence, now);
+            }
             Action::Release { sequence } => self.orders.push(Order::Release(sequence)),
             Action::Share { sequence, block } => {
                 if let Some(request) = &mut self.running[sequence.0 as usize] {
@@ -203,6 +219,54 @@ impl DataActor {
                 self.orders.push(Order::Replace { sequence, index, block });
             }
             Action::Forget { block } => self.orders.push(Order::Forget(block)),
+        }
+    }
+
+    /// A request waits again that ran.
+    fn wait_again(&mut self, sequence: SequenceId, now: Instant) -> Option<RequestId> {
+        let mut request = self.running[sequence.0 as usize].take()?;
+        if let Some(phases) = &mut request.phases {
+            phases.handle_preempted(now);
+        }
+        let id = request.id;
+        self.waiting.insert(id, request);
+        Some(id)
+    }
+
+    /// A request waits for what the rows lack that it had as this sequence.
+    fn set_aside(&mut self, request: RequestId, sequence: SequenceId) {
+        let Self { parts, aside, .. } = self;
+        let (flow, exchange) = (&parts.flow, &parts.exchange);
+        let of_row = |row: RowId| exchange.lacks(row).map(move |lack| (flow.position(row).1, lack));
+        if !aside.handle_set_aside(request, flow.rows_out(sequence).flat_map(of_row)) {
+            parts.scheduler.handle_called_back(request);
+        }
+    }
+
+    /// Somebody holds what nobody held.
+    fn call_back(&mut self) {
+        let exchange = &self.parts.exchange;
+        for request in self.aside.handle_holders(|lack| exchange.is_missing(lack)) {
+            self.parts.scheduler.handle_called_back(request);
+        }
+    }
+
+    /// A row waits for an expert that nobody holds, or does so no more.
+    fn strand(&mut self, Stranded { row, is_stranded }: Stranded, now: Instant) {
+        let DataParts { scheduler, flow, exchange, .. } = &mut self.parts;
+        if is_stranded && !flow.is_needed(row) {
+            return exchange.handle_cancelled(row, now);
+        }
+        match flow.handle_stranded(row, is_stranded) {
+            Some(sequence) if is_stranded => {
+                scheduler.handle_stranded(sequence);
+                self.patience.handle_stranded(sequence, now);
+            }
+            Some(sequence) => {
+                scheduler.handle_found(sequence);
+                self.patience.handle_over(sequence);
+            }
+            None => {}
         }
     }
 

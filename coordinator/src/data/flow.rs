@@ -21,6 +21,13 @@
 //!   t + 1 before all of them are whole, and no new step enters while one is under way. When this mode is chosen while rows
 //!   are anywhere, these first leave as in the other mode.
 //!
+//! # Stranded rows
+//!
+//! A row may wait for an expert that nobody holds, and its sequence with it, for longer than anybody wants to wait for others. The
+//! shell tells of such rows, and then nobody does: their step breaks up, its other rows go on as in the other mode, and the next step
+//! enters when all rows inside are those of stranded sequences. What comes of a row that has been attended everywhere and is not
+//! looked at at the head nobody waits for: it is not [needed](Flow::is_needed).
+//!
 //! # Why nothing can get stuck
 //!
 //! The earliest row of a sequence is never parked. So while there are rows, one is ready, computed, or out: something
@@ -160,6 +167,9 @@ pub struct Flow {
     entered: usize,
     /// Whether rows are inside that did not enter as one step.
     is_mixed: bool,
+    /// Rows of stranded sequences, and how many of them have left the first door.
+    stranded: usize,
+    stranded_inside: usize,
     left: VecDeque<SequenceId>,
     rows_passed: u64,
 }
@@ -193,6 +203,8 @@ impl Flow {
             are_devices_idle: true,
             entered: 0,
             is_mixed: false,
+            stranded: 0,
+            stranded_inside: 0,
             left: VecDeque::with_capacity(sequences_max as usize),
             rows_passed: 0,
         }
@@ -201,6 +213,11 @@ impl Flow {
     /// Rows that may still be brought by [`handle_chunk`](Self::handle_chunk).
     pub fn rows_free(&self) -> usize {
         self.rows.free()
+    }
+
+    /// Rows of sequences that are stranded.
+    pub fn rows_stranded(&self) -> usize {
+        self.stranded
     }
 
     /// Rows that have gone all the way since the beginning. Those of cancelled sequences do not count.
@@ -248,6 +265,33 @@ impl Flow {
         self.rows.at_doors(sequence)
     }
 
+    /// Whether anybody waits for what comes of a row that is out.
+    pub fn is_needed(&self, row: RowId) -> bool {
+        let row = self.rows.row(row.0);
+        self.head_has_layers || row.has_head || row.stage + 1 < self.head
+    }
+
+    /// A row that is out and needed waits for an expert that nobody holds, or does so no more. Names its sequence if that makes it a
+    /// stranded one, or ends that.
+    pub fn handle_stranded(&mut self, row: RowId, is_stranded: bool) -> Option<SequenceId> {
+        if !self.rows.set_stranded(row.0, is_stranded) {
+            return None;
+        }
+        let sequence = self.rows.row(row.0).sequence;
+        let rows = self.rows.of(sequence).count();
+        let inside = self.rows.of(sequence).filter(|row| self.rows.row(*row).is_inside()).count();
+        if is_stranded {
+            self.stranded += rows;
+            self.stranded_inside += inside;
+            // Its step does not go on as one.
+            self.is_mixed = true;
+        } else {
+            self.stranded -= rows;
+            self.stranded_inside -= inside;
+        }
+        Some(sequence)
+    }
+
     /// Whether the sequence of this row, which is in use, leaves.
     pub fn is_leaving(&self, row: RowId) -> bool {
         self.rows.is_leaving(row.0)
@@ -262,6 +306,7 @@ impl Flow {
         for i in 0..count {
             let samples = samples && i + 1 == count;
             let row = self.rows.add(sequence, samples, samples || is_scored);
+            self.stranded += usize::from(self.rows.is_stranded(sequence));
             self.arrive(row);
         }
     }
@@ -411,8 +456,8 @@ impl Flow {
         if self.forwarding == Forwarding::Partial {
             return self.doors.best();
         }
-        if self.entered == 0 {
-            return self.doors.is_anyone_outside().then_some(0);
+        if self.entered == self.stranded_inside && self.doors.is_anyone_outside() {
+            return Some(0);
         }
         (self.is_mixed || self.doors.ready_inside() == self.entered).then(|| self.doors.best()).flatten()
     }
@@ -445,6 +490,9 @@ impl Flow {
             let at = self.batch.rows.len() as u32;
             self.batch.rows.push(RowId(row));
             let taken = self.rows.row(row);
+            if stage == 0 && self.rows.is_stranded(taken.sequence) {
+                self.stranded_inside += 1;
+            }
             if begins {
                 let (sequence, start) = (taken.sequence, taken.position);
                 self.batch.runs.push(BatchRun { sequence, start, rows: at..at, samples: false });
@@ -461,12 +509,13 @@ impl Flow {
     }
 
     fn remove(&mut self, row: u32) {
-        let (sequence, stage, place) = {
-            let row = self.rows.row(row);
-            (row.sequence, row.stage, row.place)
-        };
-        let is_outside = stage == 0 && !matches!(place, Place::Computing | Place::Out);
-        self.entered -= usize::from(!is_outside);
+        let of = self.rows.row(row);
+        let (sequence, inside) = (of.sequence, usize::from(of.is_inside()));
+        self.entered -= inside;
+        if self.rows.is_stranded(sequence) {
+            self.stranded -= 1;
+            self.stranded_inside -= inside;
+        }
         self.rows_passed += u64::from(!self.rows.is_leaving(row));
         if self.rows.remove(row) {
             self.left.push_back(sequence);

@@ -19,7 +19,9 @@ pub mod frames;
 pub mod landing;
 
 pub mod actor;
+pub mod aside;
 mod carry_out;
+pub mod patience;
 mod pump;
 mod ready;
 pub mod report;

@@ -94,7 +94,10 @@ impl DataActor {
         let exchange = self.parts.exchange.poll_timeout();
         let deadline = self.deadlines.keys().next().map(|(at, _)| *at);
         let steering = self.steering.poll_timeout();
-        let Some(at) = exchange.into_iter().chain(deadline).chain(steering).min() else { return false };
+        let patience = self.patience.poll_timeout();
+        let Some(at) = exchange.into_iter().chain(deadline).chain(steering).chain(patience).min() else {
+            return false;
+        };
         let at = tokio::time::Instant::from_std(at);
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
         if timer.deadline() != at {

@@ -28,7 +28,8 @@
 //! and computes the rest, at least one row; if the next block is just being computed by another sequence it waits for that. Blocks
 //! that nobody uses are free pages that remember something: they are given out when there are no others.
 //!
-//! Nobody waits for ever: of the sequences of the highest rank that run, the one that began first is never preempted, so it ends.
+//! Nobody waits for ever: of the sequences of the highest rank that run, the one that began first is never preempted, so it ends,
+//! unless it is stranded: whoever waits for an expert that nobody holds gives way before all others (`stranded.rs`).
 //! Whoever waits to begin is overtaken by a bounded number, and begins at the latest when nobody runs, since what
 //! could never fit was refused. Whoever was preempted a few times has the highest rank.
 
@@ -37,6 +38,7 @@ mod pages;
 mod prefix;
 mod requests;
 mod sequences;
+mod stranded;
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -131,6 +133,12 @@ pub enum Action {
         /// Its place.
         sequence: SequenceId,
     },
+    /// The sequence's request is set aside until it is called back, because a row of it waits for an expert that nobody holds; what
+    /// it has said so far stays said. `Leave` follows.
+    SetAside {
+        /// Its place.
+        sequence: SequenceId,
+    },
     /// There is no page for another token and there never will be: the answer ends as one that is as long as it may be.
     /// `Leave` follows if it runs.
     Full {
@@ -157,6 +165,7 @@ pub struct Scheduler {
     sequences: Sequences,
     pages: Pages,
     rows_free: usize,
+    rows_stranded: usize,
     /// Prompts that wait for nothing but rows, as of the last look.
     prompts: usize,
     /// Chunks given out since the prompt that began first had one.
@@ -182,6 +191,7 @@ impl Scheduler {
             sequences: Sequences::new(sequences_max),
             pages: Pages::new(pages),
             rows_free: rows_in_flight_max as usize,
+            rows_stranded: 0,
             prompts: 0,
             passed: 0,
             actions: VecDeque::with_capacity(4 * sequences_max as usize),
@@ -304,7 +314,7 @@ impl Scheduler {
     fn decode(&mut self) -> bool {
         let Some(sequence) = self.sequences.ready.first().map(SequenceId) else { return false };
         if self.rows_free == 0 {
-            return false;
+            return self.make_rows(1);
         }
         let of = self.sequences.get_mut(sequence);
         let start = of.next;
@@ -333,6 +343,9 @@ impl Scheduler {
         if self.sequences.leaving > 0 {
             return self.sequences.handle_starved(sequence);
         }
+        if self.strand_gives_way(false) {
+            return self.sequences.handle_starved(sequence);
+        }
         let first = self.sequences.first_to_give_way().expect("at least this one runs");
         self.actions.push_back(Action::Preempt { sequence: first });
         if first != sequence {
@@ -349,7 +362,9 @@ impl Scheduler {
         let Some((sequence, is_first)) = prompt else { return false };
         let of = self.sequences.get(sequence);
         let (start, left) = (of.next, of.left());
-        let Some(count) = self.chunk_rows(left) else { return false };
+        let Some(count) = self.chunk_rows(left) else {
+            return self.make_rows(left.min(self.settings.chunk_rows_max));
+        };
         if !of.has_rows {
             let request = of.request.expect("a running sequence has a request");
             self.pages.handle_first_rows(sequence, of, self.requests.get(request).hashes());
@@ -400,7 +415,8 @@ impl Scheduler {
             return None;
         }
         if self.sequences.decoding() > 0 {
-            let in_flight = (self.settings.rows_in_flight_max as usize).saturating_sub(self.rows_free);
+            let others = self.rows_free + self.rows_stranded;
+            let in_flight = (self.settings.rows_in_flight_max as usize).saturating_sub(others);
             let of_prompts = in_flight.saturating_sub(self.sequences.sampling);
             if of_prompts + count as usize > self.settings.prefill_rows_max as usize {
                 return None;
@@ -425,11 +441,12 @@ impl Scheduler {
             return false;
         }
         let (found, idle) = self.pages.find(request.hashes_to_find());
-        let needed = pages_for(target) - found;
-        if self.pages.available() < idle + needed + self.pages_to_grow(place) {
-            return false;
-        }
-        let Some(sequence) = self.sequences.next_place() else { return false };
+        let needed = idle + pages_for(target) - found + self.pages_to_grow(place);
+        let available = self.pages.available();
+        let next_place = self.sequences.next_place().filter(|_| available >= needed);
+        let Some(sequence) = next_place else {
+            return available + self.sequences.pages_long >= needed && self.strand_gives_way(true);
+        };
         let request = RequestId(request.id);
         let rank = self.requests.begin(place, sequence);
         self.sequences.begin(place, target, rank);
@@ -444,17 +461,17 @@ impl Scheduler {
         true
     }
 
-    /// Pages that stay free when this request begins beside others, so that it is not preempted at once. One that was
-    /// preempted before also leaves one to each that runs.
+    /// Pages that stay free when this request begins beside others that go on, so that it is not preempted at once. One that was
+    /// preempted before also leaves one to each of these.
     fn pages_to_grow(&self, place: u32) -> u32 {
-        let running = self.sequences.running() as u32;
-        if running == 0 {
+        let going = self.sequences.going() as u32;
+        if going == 0 {
             return 0;
         }
         let request = self.requests.get(place);
         let soon = request.longest().min(request.length().saturating_add(PAGE));
         let own = pages_for(soon) - pages_for(request.length());
-        own + if request.tokens > 0 { running } else { 0 }
+        own + if request.tokens > 0 { going } else { 0 }
     }
 
     /// The rows of a sequence are computed up to the one that was just sampled.

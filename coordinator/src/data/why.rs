@@ -69,6 +69,8 @@ pub enum Cause {
     },
     /// An expert.
     Expert(AtExpert),
+    /// An expert that nobody holds: it was set aside, and this is what its row waited for.
+    Aside(AtExpert),
     /// Its row goes on with others, and one of those is held up.
     Step {
         /// Its own row, by position.
@@ -104,7 +106,7 @@ impl Cause {
     /// The expert that is at the bottom of it, if one is.
     pub fn expert(&self) -> Option<&AtExpert> {
         match self {
-            Cause::Expert(at) | Cause::Step { other: Other { at, .. }, .. } => Some(at),
+            Cause::Expert(at) | Cause::Aside(at) | Cause::Step { other: Other { at, .. }, .. } => Some(at),
             Cause::Room { other, .. } => other.as_ref().map(|other| &other.at),
             Cause::Trunk { .. } => None,
         }
@@ -113,7 +115,7 @@ impl Cause {
     /// The same, where nobody holds it.
     pub fn missing_mut(&mut self) -> Option<&mut AtExpert> {
         let at = match self {
-            Cause::Expert(at) | Cause::Step { other: Other { at, .. }, .. } => Some(at),
+            Cause::Expert(at) | Cause::Aside(at) | Cause::Step { other: Other { at, .. }, .. } => Some(at),
             Cause::Room { other, .. } => other.as_mut().map(|other| &mut other.at),
             Cause::Trunk { .. } => None,
         };
@@ -128,11 +130,13 @@ impl Cause {
                 Held::Pages { .. } => "pages",
                 Held::Prompt => "prompt",
                 Held::Rows => "rows",
+                Held::Aside => "aside",
                 Held::Leaving => "leaving",
                 Held::Nothing => "nothing",
             },
             Cause::Trunk { .. } => "trunk",
             Cause::Expert(_) => "expert",
+            Cause::Aside(_) => "aside",
             Cause::Step { .. } => "step",
         }
     }
@@ -158,7 +162,7 @@ impl Waiting {
                 json["layer"] = json!(layer);
                 json["since_s"] = json!(seconds(*since));
             }
-            Cause::Expert(at) => at.add_to(&mut json),
+            Cause::Expert(at) | Cause::Aside(at) => at.add_to(&mut json),
             Cause::Step { row, other } => {
                 other.add_to(&mut json);
                 json["row"] = json!(row);
@@ -237,6 +241,7 @@ impl fmt::Display for Cause {
                 }
             }
             Cause::Expert(at) => write!(f, "row {} waits {at}", at.row),
+            Cause::Aside(at) => write!(f, "has given way: row {} waits {at}", at.row),
             Cause::Step { row, other } => {
                 write!(f, "row {row} goes on with {other}, which waits {}", other.at)
             }
@@ -256,6 +261,7 @@ fn write_room(held: &Held, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
         Held::Prompt => write!(f, "waits for its turn: the prompt of another request goes first"),
         Held::Rows => write!(f, "waits for room among the rows that are under way"),
+        Held::Aside => write!(f, "has given way, and waits for an expert that nobody holds"),
         Held::Leaving => {
             write!(f, "was interrupted for want of KV pages, and waits for its last rows to come back")
         }
@@ -346,7 +352,10 @@ impl DataActor {
             self.waiting_of(id, Some(sequence), cause, now)
         });
         let held = self.parts.scheduler.held_requests().filter(|(id, _)| is_wanted(*id));
-        let held = held.filter_map(|(id, held)| self.waiting_of(id, None, room(held, last.as_ref()), now));
+        let held = held.filter_map(|(id, held)| {
+            let cause = self.cause_aside(id, now).unwrap_or_else(|| room(held, last.as_ref()));
+            self.waiting_of(id, None, cause, now)
+        });
         running.chain(held).collect()
     }
 
@@ -377,6 +386,13 @@ impl DataActor {
                 Cause::Trunk { row: position, layer, is_in: at == RowAt::Trunk, batch_rows, since }
             }
         }
+    }
+
+    /// What a request waits for that was set aside.
+    fn cause_aside(&self, request: RequestId, now: Instant) -> Option<Cause> {
+        let exchange = &self.parts.exchange;
+        let (row, lack) = self.aside.lack(request, |lack| exchange.is_missing(lack))?;
+        Some(Cause::Aside(self.at_expert(row, exchange.wait_for(lack, now))))
     }
 
     /// The row that has been out longest, or that nobody can take, of all there are.

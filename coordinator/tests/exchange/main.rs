@@ -7,4 +7,5 @@ mod missing;
 mod random;
 mod rooms;
 mod routes;
+mod stranded;
 mod support;

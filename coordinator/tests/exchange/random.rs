@@ -6,7 +6,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
-use phalanx_coordinator::data::exchange::{Exchange, ExchangeSettings, LeftOut, LinkRoom, NOWHERE, Returned};
+use phalanx_coordinator::data::exchange::{
+    Exchange, ExchangeSettings, LeftOut, LinkRoom, NOWHERE, Returned, Stranded,
+};
 use phalanx_coordinator::data::ids::{LinkId, RowId, SlotId};
 use phalanx_coordinator::placement::{NodeId, Placement, Replica, Seat};
 use proptest::prelude::*;
@@ -83,6 +85,8 @@ struct ModelRow {
     may_leave_out: bool,
     /// The ranks of those.
     left_out: HashSet<u32>,
+    /// It is said to wait for an expert that nobody holds.
+    is_stranded: bool,
 }
 
 impl ModelRow {
@@ -121,6 +125,7 @@ struct Model {
     whole: u64,
     gone: u64,
     left_out: u64,
+    stranded: u64,
 }
 
 impl Model {
@@ -145,6 +150,7 @@ impl Model {
             whole: 0,
             gone: 0,
             left_out: 0,
+            stranded: 0,
             case,
         }
     }
@@ -243,6 +249,7 @@ impl Model {
                 is_suspect: false,
                 may_leave_out: self.random.chance(30),
                 left_out: HashSet::new(),
+                is_stranded: false,
             };
             if this.may_leave_out {
                 self.exchange.handle_may_leave_out(&[RowId(row)]);
@@ -439,13 +446,49 @@ impl Model {
         }
     }
 
+    /// Whom it is said of that he waits for what nobody holds, or does so no more.
+    fn take_stranded(&mut self) {
+        while let Some(Stranded { row, is_stranded }) = self.exchange.poll_stranded() {
+            let row = self.rows.get_mut(&row.0).expect("a row under way");
+            assert_ne!(std::mem::replace(&mut row.is_stranded, is_stranded), is_stranded, "it is said once");
+            self.stranded += u64::from(is_stranded);
+        }
+    }
+
+    /// Row, life, rank and shard of all that is out.
+    fn slots_out(&self) -> HashSet<(u32, u64, u32, u32)> {
+        let of = |this: &Out| {
+            let shard = u32::from(this.actor.shard);
+            this.rows.iter().map(move |(row, life, rank)| (*row, *life, *rank, shard)).collect::<Vec<_>>()
+        };
+        self.out.values().flat_map(of).collect()
+    }
+
+    /// Whoever lacks what nobody holds, and what is not out, is stranded; whoever lacks nothing such is not.
+    fn check_stranded(&self) {
+        let out = self.slots_out();
+        for (id, row) in &self.rows {
+            let (mut may_be, mut must_be) = (false, false);
+            for (rank, expert) in (0..).zip(&row.experts) {
+                for shard in 0..self.case.shards {
+                    let waits = row.end == End::None
+                        && row.lacks((rank, shard))
+                        && self.is_missing(row.layer, *expert, shard);
+                    may_be |= waits;
+                    // An attempt that is overdue may be out still.
+                    must_be |= waits && !out.contains(&(*id, row.life, rank, shard));
+                }
+            }
+            let is_stranded = row.is_stranded;
+            assert!(is_stranded || !must_be, "row {id} waits for nobody: {row:?}");
+            assert!(!is_stranded || may_be, "row {id} is not stranded: {row:?}");
+            assert_eq!(self.exchange.lacks(RowId(*id)).next().is_some(), is_stranded, "row {id}: {row:?}");
+        }
+    }
+
     /// Whoever may go without does not wait for what nobody holds.
     fn check_left_out(&self) {
-        let mut out: HashSet<(u32, u64, u32, u32)> = HashSet::new();
-        for this in self.out.values() {
-            let shard = u32::from(this.actor.shard);
-            out.extend(this.rows.iter().map(|(row, life, rank)| (*row, *life, *rank, shard)));
-        }
+        let out = self.slots_out();
         for (id, row) in self.rows.iter().filter(|(_, row)| row.may_leave_out && row.end == End::None) {
             for (rank, expert) in (0..).zip(&row.experts) {
                 for shard in 0..self.case.shards {
@@ -462,6 +505,7 @@ impl Model {
     /// Rows that ended, each once, and each as it must.
     fn take_ends(&mut self) {
         self.take_left_out();
+        self.take_stranded();
         loop {
             // In any order.
             let failed_first = self.random.chance(50);
@@ -479,6 +523,7 @@ impl Model {
                 continue;
             };
             let row = self.rows.remove(&id).expect("a row leaves once");
+            assert!(!row.is_stranded, "row {id} waits no more");
             match row.end {
                 End::None => {
                     let ranks = 0..row.experts.len() as u32;
@@ -502,6 +547,7 @@ impl Model {
     /// What may go has gone: a slot that is not out waits for room, for a holder, or for one that is tried alone.
     fn check_progress(&self) {
         self.check_left_out();
+        self.check_stranded();
         if !self.rows.is_empty() {
             assert!(
                 !self.out.is_empty() || self.exchange.poll_timeout().is_some(),
@@ -616,7 +662,7 @@ impl Model {
         self.check_progress();
     }
 
-    fn run(mut self) -> (u64, u64, u64) {
+    fn run(mut self) -> (u64, u64, u64, u64) {
         for node in 0..self.case.nodes {
             self.open_link(node);
         }
@@ -653,7 +699,7 @@ impl Model {
         self.check_progress();
         assert!(self.exchange.actors().all(|seen| seen.outstanding == 0));
         assert_eq!(self.exchange.epoch_oldest(), None);
-        (self.whole, self.gone, self.left_out)
+        (self.whole, self.gone, self.left_out, self.stranded)
     }
 }
 
@@ -684,16 +730,16 @@ fn without_faults_every_row_is_whole() {
             faults: 0,
             steps: 300,
         };
-        let (whole, gone, left_out) = Model::new(case).run();
+        let (whole, gone, left_out, stranded) = Model::new(case).run();
         assert!(whole > 30 && gone == 0, "{whole} rows were whole, {gone} were not");
-        assert_eq!(left_out, 0, "everybody is there");
+        assert_eq!((left_out, stranded), (0, 0), "everybody is there");
     }
 }
 
-/// Where nodes come and go, some rows go on without them, or the test above would say nothing of that.
+/// Where nodes come and go, some rows go on without them and some are stranded, or the test above would say nothing of that.
 #[test]
 fn with_faults_rows_go_on_without_what_nobody_holds() {
-    let left_out = (0..20).map(|seed| {
+    let ends = (0..20).map(|seed| {
         let shards = 1 + (seed % 2) as u32;
         let (rows, top_k, experts, nodes, room_rows) = (30, 3, 6, 3, 8);
         let case = Case {
@@ -708,7 +754,9 @@ fn with_faults_rows_go_on_without_what_nobody_holds() {
             faults: 40,
             steps: 300,
         };
-        Model::new(case).run().2
+        let (_, _, left_out, stranded) = Model::new(case).run();
+        (left_out, stranded)
     });
-    assert!(left_out.sum::<u64>() > 100);
+    let (left_out, stranded): (Vec<u64>, Vec<u64>) = ends.unzip();
+    assert!(left_out.iter().sum::<u64>() > 100 && stranded.iter().sum::<u64>() > 100);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use phalanx_coordinator::data::exchange::{
-    Exchange, ExchangeSettings, LeftOut, LinkRoom, NOWHERE, Outgoing, Returned,
+    Exchange, ExchangeSettings, Lack, LeftOut, LinkRoom, NOWHERE, Outgoing, Returned, Stranded,
 };
 use phalanx_coordinator::data::ids::{LinkId, RowId};
 use phalanx_coordinator::placement::{NodeId, Placement, Replica, Seat};
@@ -101,6 +101,21 @@ impl World {
                 format!("row {} goes without {rank}: expert {expert} of layer {layer}", row.0)
             })
             .collect()
+    }
+
+    /// `+1` where row 1 waits for an expert that nobody holds from now on, and `-1` where it does so no more.
+    pub(crate) fn stranded(&mut self) -> String {
+        let told = |Stranded { row, is_stranded }: Stranded| {
+            format!("{}{}", if is_stranded { '+' } else { '-' }, row.0)
+        };
+        let all: Vec<String> = std::iter::from_fn(|| self.exchange.poll_stranded()).map(told).collect();
+        all.join(" ")
+    }
+
+    /// What nobody holds that a row waits for: layer, expert and shard.
+    pub(crate) fn lacks(&self, row: u32) -> String {
+        let told = |Lack { layer, expert, shard }| format!("{layer}.{expert}.{shard}");
+        self.exchange.lacks(RowId(row)).map(told).collect::<Vec<_>>().join(" ")
     }
 
     /// Rows from `first`, each with its experts; a minute is left.

@@ -30,7 +30,7 @@ fn needs(sequence: u32, position: u32, layer: u32, expert: u64) -> bool {
 }
 
 /// Lets 32 sequences decode until nothing can happen any more; the tokens that each has then.
-fn tokens_when_all_stands(forwarding: Forwarding, held: Option<(u32, u64)>) -> Vec<u32> {
+fn tokens_when_all_stands(forwarding: Forwarding, held: Option<(u32, u64)>, is_missing: bool) -> Vec<u32> {
     let mut flow = Flow::new(FlowSettings {
         stages: LAYERS + 1,
         head_has_layers: false,
@@ -73,6 +73,8 @@ fn tokens_when_all_stands(forwarding: Forwarding, held: Option<(u32, u64)>) -> V
                 }) {
                     let delay = 100 + mixed(sequence, position, batch.stage, 2) % 100;
                     events.push(Reverse((now + delay, Some(row.0))));
+                } else if is_missing {
+                    assert_eq!(flow.handle_stranded(*row, true), Some(run.sequence));
                 }
                 continue;
             }
@@ -96,14 +98,23 @@ fn tokens_before_it_is_needed() -> Vec<u32> {
 fn an_expert_that_does_not_answer_stops_exactly_the_rows_that_need_it() {
     let expected = tokens_before_it_is_needed();
     assert!(expected.iter().max() > Some(&15) && expected.iter().min() < Some(&2), "{expected:?}");
-    assert_eq!(tokens_when_all_stands(Forwarding::Partial, Some(HELD)), expected);
-    assert_eq!(tokens_when_all_stands(Forwarding::Partial, None), [TOKENS; SEQUENCES as usize]);
+    assert_eq!(tokens_when_all_stands(Forwarding::Partial, Some(HELD), false), expected);
+    assert_eq!(tokens_when_all_stands(Forwarding::Partial, None, false), [TOKENS; SEQUENCES as usize]);
 }
 
 /// With whole steps all of them stop with the first that needs it, in the same step.
 #[test]
 fn with_whole_steps_all_stop_with_the_first() {
     let first = tokens_before_it_is_needed().into_iter().min().unwrap();
-    assert_eq!(tokens_when_all_stands(Forwarding::Whole, Some(HELD)), [first; SEQUENCES as usize]);
-    assert_eq!(tokens_when_all_stands(Forwarding::Whole, None), [TOKENS; SEQUENCES as usize]);
+    let whole = |held| tokens_when_all_stands(Forwarding::Whole, held, false);
+    assert_eq!(whole(Some(HELD)), [first; SEQUENCES as usize]);
+    assert_eq!(whole(None), [TOKENS; SEQUENCES as usize]);
+}
+
+/// Unless nobody holds it: that may last, so their step goes on without those that wait for a holder.
+#[test]
+fn with_whole_steps_nobody_waits_for_who_is_stranded() {
+    let expected = tokens_before_it_is_needed();
+    assert_eq!(tokens_when_all_stands(Forwarding::Whole, Some(HELD), true), expected);
+    assert_eq!(tokens_when_all_stands(Forwarding::Partial, Some(HELD), true), expected);
 }

@@ -38,6 +38,9 @@ pub(crate) struct Oracle {
     next: BTreeMap<Life, u32>,
     lives: BTreeMap<SequenceId, u64>,
     leaving: BTreeSet<Life>,
+    /// Rows that are stranded, and those whose sequences are, or were when they began to leave.
+    stranded: BTreeSet<(Life, u32)>,
+    stranded_lives: BTreeSet<Life>,
     pub(crate) left: Vec<SequenceId>,
     pub(crate) passed: u64,
     steps: u64,
@@ -57,6 +60,8 @@ impl Oracle {
             next: BTreeMap::new(),
             lives: BTreeMap::new(),
             leaving: BTreeSet::new(),
+            stranded: BTreeSet::new(),
+            stranded_lives: BTreeSet::new(),
             left: Vec::new(),
             passed: 0,
             steps: 0,
@@ -81,8 +86,56 @@ impl Oracle {
         self.next.get(&self.life(sequence)).copied()
     }
 
+    /// Rows that may come back: those that are out, and have somebody who computes them.
     pub(crate) fn out(&self) -> Vec<RowId> {
-        self.rows.values().filter(|row| row.place == Place::Out).map(|row| row.id.unwrap()).collect()
+        let out = self.rows.iter().filter(|(_, row)| row.place == Place::Out);
+        let out = out.filter(|(key, _)| !self.stranded.contains(*key) || self.leaving.contains(&key.0));
+        out.map(|(_, row)| row.id.unwrap()).collect()
+    }
+
+    /// Rows that are stranded and do not leave.
+    pub(crate) fn stranded(&self) -> Vec<RowId> {
+        let stays = self.stranded.iter().filter(|key| !self.leaving.contains(&key.0));
+        stays.map(|key| self.rows[key].id.unwrap()).collect()
+    }
+
+    pub(crate) fn rows_stranded(&self) -> usize {
+        self.rows.keys().filter(|(life, _)| self.stranded_lives.contains(life)).count()
+    }
+
+    /// Whether another row, or the head, waits for one that is out.
+    pub(crate) fn is_needed(&self, id: RowId) -> bool {
+        let row = self.rows.values().find(|row| row.id == Some(id)).unwrap();
+        let visits_head = self.settings.head_has_layers || row.has_head;
+        visits_head || row.stage + 2 < self.settings.stages
+    }
+
+    /// A row is stranded, or so no more. Its sequence, if with it that is.
+    pub(crate) fn strand(&mut self, id: RowId, is_stranded: bool) -> Option<SequenceId> {
+        let key = *self.rows.iter().find(|(_, row)| row.id == Some(id)).unwrap().0;
+        if self.leaving.contains(&key.0) {
+            return None;
+        }
+        match is_stranded {
+            true => self.stranded.insert(key),
+            false => self.stranded.remove(&key),
+        };
+        let has_changed = match self.stranded.iter().any(|other| other.0 == key.0) {
+            true => self.stranded_lives.insert(key.0),
+            false => self.stranded_lives.remove(&key.0),
+        };
+        if has_changed && is_stranded {
+            self.break_up();
+        }
+        has_changed.then_some(key.0.0)
+    }
+
+    /// All that wait for nothing but the trunk and those who compute experts are through.
+    pub(crate) fn check_all_are_stranded(&self) {
+        assert!(
+            self.rows.keys().all(|(life, _)| self.stranded_lives.contains(life)),
+            "nobody waits for others"
+        );
     }
 
     pub(crate) fn chunk(&mut self, chunk: Chunk) {
@@ -132,9 +185,16 @@ impl Oracle {
             return with_ready;
         }
         let inside = self.inside();
+        let is_stranded = |row: &&Row| {
+            let of = self.rows.iter().find(|(_, other)| std::ptr::eq(*other, *row)).unwrap().0;
+            self.stranded_lives.contains(&of.0)
+        };
+        if inside.iter().all(is_stranded) && with_ready.contains(&0) {
+            return vec![0];
+        }
         let mixed = inside.iter().any(|row| row.step.is_none() || row.step != inside[0].step);
         match inside.is_empty() {
-            true => with_ready.into_iter().filter(|&stage| stage == 0).collect(),
+            true => Vec::new(),
             false if mixed => with_ready.into_iter().filter(|&stage| stage > 0).collect(),
             false if inside.iter().any(|row| row.place != Place::Door) => Vec::new(),
             false => with_ready.into_iter().filter(|&stage| stage > 0).collect(),
@@ -155,7 +215,9 @@ impl Oracle {
         assert_eq!(batch.rows.len(), count, "all that is ready goes together");
         self.count_waits(stage);
         self.steps += u64::from(stage == 0 && self.forwarding == Forwarding::Whole);
-        let step = (self.forwarding == Forwarding::Whole).then_some(self.steps);
+        // Where others are inside there are stranded ones, and no step.
+        let is_step = self.forwarding == Forwarding::Whole && self.inside().is_empty();
+        let step = is_step.then_some(self.steps);
         let (mut end, mut done) = (0, BTreeSet::new());
         for run in &batch.runs {
             assert!(run.rows.start == end && run.rows.end > end, "runs cover the rows, one behind the other");
@@ -242,6 +304,7 @@ impl Oracle {
 
     fn gone(&mut self, key: (Life, u32)) {
         let row = self.rows.remove(&key).unwrap();
+        self.stranded.remove(&key);
         if !self.leaving.contains(&key.0) {
             self.passed += 1;
             let skips_head = !self.settings.head_has_layers && !row.has_head;
@@ -256,6 +319,7 @@ impl Oracle {
     fn look_whether_left(&mut self, life: Life) {
         if self.leaving.contains(&life) && !self.rows.keys().any(|key| key.0 == life) {
             self.left.push(life.0);
+            self.stranded_lives.remove(&life);
             *self.lives.entry(life.0).or_default() += 1;
         }
     }
@@ -270,6 +334,10 @@ impl Oracle {
     /// The mode changes: what is inside is no step any more.
     pub(crate) fn set_forwarding(&mut self, forwarding: Forwarding) {
         self.forwarding = forwarding;
+        self.break_up();
+    }
+
+    fn break_up(&mut self) {
         for row in self.rows.values_mut() {
             row.step = None;
         }

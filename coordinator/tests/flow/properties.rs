@@ -12,6 +12,8 @@ enum Event {
     Poll,
     Attended,
     Whole { nth: usize },
+    Strand { nth: usize },
+    Find { nth: usize },
     Cancel { sequence: u32 },
     Devices { idle: bool },
     Forwarding { whole: bool },
@@ -26,6 +28,8 @@ fn event() -> impl Strategy<Value = Event> {
         16 => Just(Event::Poll),
         16 => Just(Event::Attended),
         40 => any::<usize>().prop_map(|nth| Event::Whole { nth }),
+        2 => any::<usize>().prop_map(|nth| Event::Strand { nth }),
+        2 => any::<usize>().prop_map(|nth| Event::Find { nth }),
         2 => (0..8_u32).prop_map(|sequence| Event::Cancel { sequence }),
         1 => any::<bool>().prop_map(|idle| Event::Devices { idle }),
         1 => any::<bool>().prop_map(|whole| Event::Forwarding { whole }),
@@ -96,6 +100,20 @@ impl Pair {
                     self.oracle.whole(row);
                 }
             }
+            Event::Strand { nth } => {
+                let out = self.oracle.out();
+                let Some(row) = out.get(nth % out.len().max(1)) else { return };
+                assert_eq!(self.flow.is_needed(*row), self.oracle.is_needed(*row));
+                if self.oracle.is_needed(*row) {
+                    let stranded = self.flow.handle_stranded(*row, true);
+                    assert_eq!(stranded, self.oracle.strand(*row, true));
+                }
+            }
+            Event::Find { nth } => {
+                let stranded = self.oracle.stranded();
+                let Some(row) = stranded.get(nth % stranded.len().max(1)) else { return };
+                assert_eq!(self.flow.handle_stranded(*row, false), self.oracle.strand(*row, false));
+            }
             Event::Cancel { sequence } => {
                 self.flow.handle_cancel(SequenceId(sequence));
                 self.oracle.cancel(SequenceId(sequence));
@@ -120,6 +138,7 @@ impl Pair {
         assert_eq!(self.left, self.oracle.left, "who has left, each time it did");
         assert_eq!(self.flow.rows_free() + self.oracle.len(), self.settings.rows_max as usize);
         assert_eq!(self.flow.rows_passed(), self.oracle.passed);
+        assert_eq!(self.flow.rows_stranded(), self.oracle.rows_stranded());
     }
 
     fn poll(&mut self) -> bool {
@@ -136,9 +155,21 @@ impl Pair {
         true
     }
 
-    /// Whatever happened, all rows come to an end, in few events.
+    /// Whatever happened, all rows come to an end, in few events: those of stranded sequences when these are so no more.
     fn drain(&mut self) {
         self.handle(Event::Devices { idle: true });
+        loop {
+            let is_out = !self.oracle.out().is_empty();
+            if !self.busy && !is_out && !self.poll() {
+                break;
+            }
+            self.handle(Event::Attended);
+            self.handle(Event::Whole { nth: 3 });
+        }
+        self.oracle.check_all_are_stranded();
+        while !self.oracle.stranded().is_empty() {
+            self.handle(Event::Find { nth: 7 });
+        }
         let visits = self.oracle.len() * self.settings.stages as usize;
         for _ in 0..2 * visits + 2 {
             let is_out = !self.oracle.out().is_empty();
@@ -158,7 +189,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1_000, ..ProptestConfig::default() })]
 
     /// Every row passes every stage once and in order within its sequence; a batch is all that is ready at its door; a step
-    /// stays together; nothing is stuck; whoever is cancelled leaves, and is named once.
+    /// stays together, and waits for nobody who is stranded; nothing is stuck; whoever is cancelled leaves, and is named once.
     #[test]
     fn a_flow_does_what_the_rules_say(
         settings in settings(),

@@ -8,7 +8,7 @@ use phalanx_coordinator::data::scheduler::{
     Action, Asked, OVERTAKEN_MAX, Priority, Refused, RequestId, Scheduler, SchedulerSettings,
 };
 
-fn settings(pages: u32) -> SchedulerSettings {
+pub(crate) fn settings(pages: u32) -> SchedulerSettings {
     SchedulerSettings {
         sequences_max: 3,
         queue_max: 3,
@@ -20,7 +20,7 @@ fn settings(pages: u32) -> SchedulerSettings {
     }
 }
 
-fn asked(id: u64, prompt: &[u32]) -> Asked<'_> {
+pub(crate) fn asked(id: u64, prompt: &[u32]) -> Asked<'_> {
     let priority = Priority::default();
     Asked {
         request: RequestId(id),
@@ -34,12 +34,12 @@ fn asked(id: u64, prompt: &[u32]) -> Asked<'_> {
     }
 }
 
-fn ask(scheduler: &mut Scheduler, id: u64, prompt: &[u32], priority: i64) -> Result<(), Refused> {
+pub(crate) fn ask(scheduler: &mut Scheduler, id: u64, prompt: &[u32], priority: i64) -> Result<(), Refused> {
     scheduler.handle_request(Asked { priority: Priority::new(priority).unwrap(), ..asked(id, prompt) })
 }
 
 /// A request whose prompt is like no other.
-fn request(scheduler: &mut Scheduler, id: u64, prompt_tokens: u32) {
+pub(crate) fn request(scheduler: &mut Scheduler, id: u64, prompt_tokens: u32) {
     let prompt: Vec<u32> = (0..prompt_tokens).map(|at| 1_000_000 * id as u32 + at).collect();
     ask(scheduler, id, &prompt, 0).unwrap();
 }
@@ -52,6 +52,7 @@ fn told(action: Action) -> String {
             format!("{}@{start}+{count}{scored}{}", sequence.0, if samples { "*" } else { "" })
         }
         Action::Preempt { sequence } => format!("preempt {}", sequence.0),
+        Action::SetAside { sequence } => format!("set aside {}", sequence.0),
         Action::Full { request } => format!("full {}", request.0),
         Action::Share { sequence, block } => format!("{} has {}", sequence.0, name(block)),
         Action::Keep { sequence, index, block } => format!("{}.{index} is {}", sequence.0, name(block)),
@@ -69,18 +70,18 @@ fn name(BlockId(block): BlockId) -> char {
     char::from(b'A' + block as u8)
 }
 
-fn actions(scheduler: &mut Scheduler) -> String {
+pub(crate) fn actions(scheduler: &mut Scheduler) -> String {
     let told: Vec<String> = std::iter::from_fn(|| scheduler.poll_action()).map(told).collect();
     told.join(", ")
 }
 
-fn token(scheduler: &mut Scheduler, sequence: u32) -> String {
+pub(crate) fn token(scheduler: &mut Scheduler, sequence: u32) -> String {
     scheduler.handle_token(SequenceId(sequence), 7);
     actions(scheduler)
 }
 
 /// Tokens come, one by one, whose rows go to these positions.
-fn tokens(scheduler: &mut Scheduler, sequence: u32, positions: Range<u32>) {
+pub(crate) fn tokens(scheduler: &mut Scheduler, sequence: u32, positions: Range<u32>) {
     for at in positions {
         assert_eq!(token(scheduler, sequence), format!("{sequence}@{at}+1*"));
         scheduler.handle_rows_free(300);
@@ -285,12 +286,12 @@ fn a_request_may_be_cancelled_at_any_moment() {
     assert_eq!((scheduler.pages_free(), scheduler.running(), scheduler.waiting()), (2, 0, 0));
 }
 
-fn caching(pages: u32) -> Scheduler {
+pub(crate) fn caching(pages: u32) -> Scheduler {
     Scheduler::new(SchedulerSettings { prefix_cache: true, ..settings(pages) })
 }
 
 /// A prompt that begins as all of these do.
-fn alike(scheduler: &mut Scheduler, id: u64, prompt_tokens: u32) {
+pub(crate) fn alike(scheduler: &mut Scheduler, id: u64, prompt_tokens: u32) {
     let prompt: Vec<u32> = (0..prompt_tokens).collect();
     ask(scheduler, id, &prompt, 0).unwrap();
 }

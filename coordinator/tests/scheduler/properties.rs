@@ -4,7 +4,7 @@ use phalanx_coordinator::data::flow::{FlowSettings, Forwarding};
 use phalanx_coordinator::data::scheduler::SchedulerSettings;
 use proptest::prelude::*;
 
-use super::world::{End, World};
+use super::world::{EXPERTS, End, World, needs};
 
 #[derive(Debug, Clone, Copy)]
 enum Event {
@@ -12,6 +12,9 @@ enum Event {
     Cancel { ago: u64 },
     Fail { ago: u64 },
     Lack { ago: u64 },
+    Miss { expert: u32 },
+    Find { expert: u32 },
+    WaitLong,
     Whole { nth: usize },
     Compute { cancelled_ago: Option<u64> },
 }
@@ -27,6 +30,9 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0..9_u64).prop_map(|ago| Event::Cancel { ago }),
         1 => (0..9_u64).prop_map(|ago| Event::Fail { ago }),
         1 => (0..9_u64).prop_map(|ago| Event::Lack { ago }),
+        1 => (0..EXPERTS).prop_map(|expert| Event::Miss { expert }),
+        2 => (0..EXPERTS).prop_map(|expert| Event::Find { expert }),
+        1 => Just(Event::WaitLong),
         30 => any::<usize>().prop_map(|nth| Event::Whole { nth }),
         25 => prop::option::weighted(0.03, 0..9_u64).prop_map(|cancelled_ago| Event::Compute { cancelled_ago }),
     ]
@@ -58,6 +64,14 @@ prop_compose! {
     }
 }
 
+/// Lets happen what can happen. All that has not ended then waits for experts that are missing.
+fn settle(world: &mut World) {
+    let goes_on = |world: &mut World| world.compute(None) | world.whole(3) || world.wait_long();
+    let moves = (0..1_000_000).take_while(|_| goes_on(world)).count();
+    assert!(moves < 1_000_000, "it does not come to an end");
+    world.check_all_are_stranded();
+}
+
 /// Lets everything end. Panics if nothing can happen while something has not ended.
 fn drain(world: &mut World) {
     for _ in 0..1_000_000 {
@@ -74,8 +88,8 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1_000, ..ProptestConfig::default() })]
 
     /// Whatever is asked, cancelled and lost: whoever comes first of a class begins first and nobody is overtaken again and
-    /// again, no page is given twice or shared by mistake or written while others have it, decoding goes before prompts, everything
-    /// ends, and all comes back.
+    /// again, no page is given twice or shared by mistake or written while others have it, decoding goes before prompts, nobody waits
+    /// for those who wait for a missing expert, everything ends once all experts are there, and all comes back.
     #[test]
     fn everything_ends_and_all_pages_come_back(
         (flow, scheduler) in settings(),
@@ -92,6 +106,11 @@ proptest! {
                 }
                 Event::Fail { ago } => world.fail(asked.saturating_sub(ago)),
                 Event::Lack { ago } => world.lack(asked.saturating_sub(ago)),
+                Event::Miss { expert } => world.miss(expert),
+                Event::Find { expert } => world.find(expert),
+                Event::WaitLong => {
+                    world.wait_long();
+                }
                 Event::Cancel { ago } => world.cancel(asked.saturating_sub(ago)),
                 Event::Whole { nth } => {
                     world.whole(nth);
@@ -100,6 +119,10 @@ proptest! {
                     world.compute(cancelled_ago.map(|ago| asked.saturating_sub(ago)));
                 }
             }
+        }
+        settle(&mut world);
+        for expert in world.missing() {
+            world.find(expert);
         }
         drain(&mut world);
     }
@@ -174,4 +197,72 @@ fn crowded_sequences_share_what_they_have_in_common() {
     let (alone, together) = (rows(false), rows(true));
     println!("{alone:?} without, {together:?} with what is kept");
     assert!(3 * together.0 < 2 * alone.0 && together.1 > 100, "{together:?} of {alone:?}");
+}
+
+fn eight_at_once() -> (FlowSettings, SchedulerSettings) {
+    let flow = FlowSettings {
+        stages: 3,
+        head_has_layers: false,
+        rows_max: 90,
+        sequences_max: 8,
+        batch_rows_max: 64,
+        forwarding: Forwarding::Partial,
+    };
+    let scheduler = SchedulerSettings {
+        sequences_max: 8,
+        queue_max: 80,
+        pages: 12,
+        rows_in_flight_max: 90,
+        chunk_rows_max: 64,
+        prefill_rows_max: 64,
+        prefix_cache: true,
+    };
+    (flow, scheduler)
+}
+
+/// More wait for a missing expert than there are places, pages and rows, and those who came after them and do not need it are
+/// answered; when it is there so are all.
+#[test]
+fn who_can_be_answered_is_though_many_are_stranded() {
+    let of = |positions: u32| -> Vec<u32> { (0..2).flat_map(|stage| needs(0, positions, stage)).collect() };
+    let missing = needs(0, 60, 0).into_iter().find(|expert| !of(4).contains(expert)).unwrap();
+    let (flow, scheduler) = eight_at_once();
+    let mut world = World::new(flow, scheduler, true);
+    world.miss(missing);
+    (0..40).for_each(|id| world.request(id, 60, 60, 0, 0, false));
+    settle(&mut world);
+    assert!((32..=40).contains(&world.set_aside), "{} of forty gave way", world.set_aside);
+    (40..60).for_each(|id| world.request(id, 2, 3, 0, 0, false));
+    settle(&mut world);
+    let ended: Vec<u64> = world.ends.keys().map(|id| id.0).collect();
+    assert_eq!(ended, (40..60).collect::<Vec<_>>());
+    world.find(missing);
+    drain(&mut world);
+    assert!(world.ends.values().all(|&end| end == End::Finished) && world.ends.len() == 60);
+    println!("{} set aside, {} preempted", world.set_aside, world.preempted);
+}
+
+/// Where nobody wants what the stranded ones have nobody gives way, and nothing is computed twice when the expert comes back.
+#[test]
+fn a_short_absence_costs_no_row() {
+    let rows = |missing: Option<u32>| {
+        let (flow, scheduler) = eight_at_once();
+        let mut world = World::new(flow, SchedulerSettings { pages: 16, ..scheduler }, true);
+        (0..8).for_each(|id| world.request(id, 10, 60, 0, 0, false));
+        for _ in 0..100 {
+            world.compute(None);
+            world.whole(3);
+        }
+        if let Some(expert) = missing {
+            world.miss(expert);
+            settle(&mut world);
+            assert!(world.ends.is_empty(), "all of them need it");
+            world.find(expert);
+        }
+        drain(&mut world);
+        assert_eq!((world.ends.len(), world.set_aside, world.preempted), (8, 0, 0));
+        world.rows
+    };
+    let late = *needs(0, 60, 0).difference(&needs(0, 16, 0)).next().unwrap();
+    assert_eq!(rows(Some(late)), rows(None));
 }

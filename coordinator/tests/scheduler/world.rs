@@ -2,6 +2,8 @@
 //!
 //! It plays the trunk too, with pages that remember of which ids they were computed: all ids from the beginning of their
 //! sequence, since keys and values depend on all of them. That is the naive model of the prefix cache.
+//!
+//! Every row needs one expert at each stage, and experts may be missing: then it waits, and is stranded.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -79,11 +81,18 @@ pub(crate) struct World {
     /// Blocks of those that failed.
     hidden: BTreeSet<BlockId>,
     out: Vec<RowId>,
+    /// The expert that each of those needs.
+    needs: BTreeMap<RowId, u32>,
+    /// Those that nobody holds, the rows that wait for them, and the requests that are set aside, with what they wait for.
+    missing: BTreeSet<u32>,
+    stranded: BTreeSet<RowId>,
+    aside: BTreeMap<RequestId, BTreeSet<u32>>,
     stages: u32,
     /// Keeps tokens that come after their sequence was preempted.
     keeps_late_tokens: bool,
     pub(crate) ends: BTreeMap<RequestId, End>,
     pub(crate) preempted: usize,
+    pub(crate) set_aside: usize,
     pub(crate) rows: u64,
     pub(crate) shared: usize,
     pub(crate) replaced: usize,
@@ -92,6 +101,21 @@ pub(crate) struct World {
 
 fn pages(positions: u32) -> u32 {
     positions.div_ceil(PAGE)
+}
+
+/// At each stage.
+pub(crate) const EXPERTS: u32 = 16;
+
+/// Which expert a row needs: something that looks random, and is the same for the same row.
+fn expert(id: u32, position: u32, stage: u32) -> u32 {
+    let mix =
+        |mixed: u32, value: u32| (mixed.rotate_left(13) ^ value).wrapping_add(7).wrapping_mul(0x9e37_79b1);
+    ([id, position, stage, 0].into_iter().fold(5, mix) >> 16) % EXPERTS
+}
+
+/// The experts that the first rows of a text need at a stage.
+pub(crate) fn needs(text: u32, positions: u32, stage: u32) -> BTreeSet<u32> {
+    (0..positions).map(|position| expert(id(text, position), position, stage)).collect()
 }
 
 /// What a position holds that was computed without an expert is its id and this.
@@ -138,9 +162,14 @@ impl World {
             blocks: BTreeMap::new(),
             hidden: BTreeSet::new(),
             out: Vec::new(),
+            needs: BTreeMap::new(),
+            missing: BTreeSet::new(),
+            stranded: BTreeSet::new(),
+            aside: BTreeMap::new(),
             keeps_late_tokens,
             ends: BTreeMap::new(),
             preempted: 0,
+            set_aside: 0,
             rows: 0,
             shared: 0,
             replaced: 0,
@@ -237,13 +266,93 @@ impl World {
 
     /// A row comes back from the experts.
     pub(crate) fn whole(&mut self, nth: usize) -> bool {
-        if self.out.is_empty() {
+        let back: Vec<usize> =
+            (0..self.out.len()).filter(|at| !self.stranded.contains(&self.out[*at])).collect();
+        if back.is_empty() {
             return false;
         }
-        let row = self.out.swap_remove(nth % self.out.len());
+        let row = self.out.swap_remove(back[nth % back.len()]);
+        self.needs.remove(&row);
         self.flow.handle_whole(row);
         self.carry_out();
         true
+    }
+
+    /// The last who held an expert goes.
+    pub(crate) fn miss(&mut self, expert: u32) {
+        self.missing.insert(expert);
+        self.strand_missing();
+        self.carry_out();
+    }
+
+    /// Somebody comes who holds an expert.
+    pub(crate) fn find(&mut self, expert: u32) {
+        self.missing.remove(&expert);
+        let found: Vec<RowId> =
+            self.stranded.iter().copied().filter(|row| self.needs[row] == expert).collect();
+        for row in found {
+            self.stranded.remove(&row);
+            if let Some(sequence) = self.flow.handle_stranded(row, false) {
+                self.scheduler.handle_found(sequence);
+            }
+        }
+        let back = self.aside.iter().filter(|(_, lacks)| lacks.is_disjoint(&self.missing));
+        let back: Vec<RequestId> = back.map(|(id, _)| *id).collect();
+        for id in back.into_iter().rev() {
+            self.aside.remove(&id);
+            self.scheduler.handle_called_back(id);
+        }
+        self.carry_out();
+    }
+
+    /// All rows that are out and need an expert that is missing.
+    fn strand_missing(&mut self) {
+        let (needs, missing) = (&self.needs, &self.missing);
+        let rows: Vec<RowId> = self.out.iter().copied().filter(|row| missing.contains(&needs[row])).collect();
+        rows.into_iter().for_each(|row| self.strand(row));
+    }
+
+    fn strand(&mut self, row: RowId) {
+        if self.flow.is_leaving(row) {
+            return;
+        }
+        if !self.flow.is_needed(row) {
+            self.out.retain(|other| *other != row);
+            self.needs.remove(&row);
+            self.flow.handle_whole(row);
+            return;
+        }
+        if self.stranded.insert(row)
+            && let Some(sequence) = self.flow.handle_stranded(row, true)
+        {
+            self.scheduler.handle_stranded(sequence);
+        }
+    }
+
+    /// All that are stranded have been for long. False if none is.
+    pub(crate) fn wait_long(&mut self) -> bool {
+        let flow = &self.flow;
+        let sequences: BTreeSet<SequenceId> = self.stranded.iter().map(|row| flow.position(*row).0).collect();
+        sequences.iter().for_each(|sequence| self.scheduler.handle_long(*sequence));
+        let before = self.set_aside;
+        self.carry_out();
+        self.set_aside > before
+    }
+
+    fn is_stranded(&self, sequence: SequenceId) -> bool {
+        self.stranded.iter().any(|row| self.flow.position(*row).0 == sequence)
+    }
+
+    /// Nothing can happen any more before somebody comes: all that have not ended wait for him, and nobody waits for them.
+    pub(crate) fn check_all_are_stranded(&self) {
+        for (id, request) in &self.requests {
+            let is_stranded = request.sequence.is_some_and(|sequence| self.is_stranded(sequence));
+            assert!(self.aside.contains_key(id) || is_stranded, "{id} waits for others");
+        }
+    }
+
+    pub(crate) fn missing(&self) -> Vec<u32> {
+        self.missing.iter().copied().collect()
     }
 
     /// The trunk computes a batch. At the head there are tokens.
@@ -262,7 +371,13 @@ impl World {
             self.cancel(id);
         }
         self.flow.handle_attended();
-        self.out.extend(batch.rows.iter().filter(|&&row| self.flow.is_out(row)));
+        for row in batch.rows.iter().copied().filter(|row| self.flow.is_out(*row)) {
+            let (sequence, position) = self.flow.position(row);
+            let needs = expert(id(self.sequences[&sequence].text, position), position, batch.stage);
+            self.out.push(row);
+            self.needs.insert(row, needs);
+        }
+        self.strand_missing();
         if batch.stage + 1 == self.stages {
             batch.runs.iter().for_each(|run| self.head(run));
         }
@@ -325,6 +440,7 @@ impl World {
     }
 
     fn end(&mut self, id: RequestId, end: End) {
+        self.aside.remove(&id);
         if self.requests.remove(&id).is_some() {
             assert_eq!(self.ends.insert(id, end), None);
         }
@@ -347,16 +463,24 @@ impl World {
                 self.scheduler.handle_left(sequence);
             }
             self.scheduler.handle_rows_free(self.flow.rows_free());
+            self.scheduler.handle_rows_stranded(self.flow.rows_stranded());
             let Some(action) = self.scheduler.poll_action() else { break };
             match action {
                 Action::Begin { request, sequence } => self.begin(request, sequence),
                 Action::Chunk(chunk) => self.chunk(chunk),
                 Action::Preempt { sequence } => {
                     self.preempted += 1;
+                    let running = self.requests.values().filter(|request| self.runs(request));
+                    let mut running = running.filter_map(|request| request.sequence);
+                    assert!(!running.any(|other| self.is_stranded(other)), "who is stranded gives way first");
                     self.sequences.get_mut(&sequence).unwrap().is_leaving = true;
                 }
+                Action::SetAside { sequence } => self.put_aside(sequence),
                 Action::Full { request } => self.full(request),
                 Action::Leave { sequence } => {
+                    // What was not sent is not waited for.
+                    let flow = &self.flow;
+                    self.stranded.retain(|row| flow.position(*row).0 != sequence);
                     self.sequences.get_mut(&sequence).unwrap().is_leaving = true;
                     self.flow.handle_cancel(sequence);
                 }
@@ -377,6 +501,23 @@ impl World {
         assert!(self.out.len() <= self.settings.rows_in_flight_max as usize);
     }
 
+    /// A stranded sequence gives way: to somebody who can go on.
+    fn put_aside(&mut self, sequence: SequenceId) {
+        self.set_aside += 1;
+        let of = self.sequences.get_mut(&sequence).unwrap();
+        assert!(!std::mem::replace(&mut of.is_leaving, true), "it runs");
+        let id = of.request;
+        let rows = self.stranded.iter().filter(|row| self.flow.position(**row).0 == sequence);
+        let lacks: BTreeSet<u32> = rows.map(|row| self.needs[row]).collect();
+        assert!(!lacks.is_empty(), "it is stranded");
+        let wants = |(other, request): (&RequestId, &Request)| match request.sequence {
+            Some(sequence) => *other != id && !self.is_stranded(sequence),
+            None => !self.aside.contains_key(other),
+        };
+        assert!(self.requests.iter().any(wants), "nobody gives way to nobody");
+        self.aside.insert(id, lacks);
+    }
+
     fn let_go(&mut self, page: usize) {
         self.pages[page].holders -= 1;
         if self.pages[page].holders == 0 {
@@ -387,10 +528,11 @@ impl World {
     fn begin(&mut self, id: RequestId, sequence: SequenceId) {
         let request = self.requests[&id].clone();
         assert_eq!(request.sequence, None, "it runs once at a time");
+        assert!(!self.aside.contains_key(&id), "it waits for what it lacks");
         let waiting: Vec<RequestId> = self
             .requests
             .iter()
-            .filter(|(other, request)| **other < id && !self.runs(request))
+            .filter(|(other, request)| **other < id && !self.runs(request) && !self.aside.contains_key(other))
             .map(|(id, _)| *id)
             .collect();
         for other in waiting {
@@ -480,6 +622,7 @@ impl World {
             assert_eq!(is_scored, request.is_scored && request.tokens == 0, "prompts are, once");
             start + 1 < request.prompt + request.tokens || request.tokens == 0
         };
+        assert!(!self.is_stranded(sequence), "it could not use them");
         if is_prompt {
             self.check_decoding_goes_first(sequence, count);
         }
@@ -502,7 +645,7 @@ impl World {
     fn check_decoding_goes_first(&self, whose: SequenceId, count: u32) {
         let mut others_decode = false;
         for (&id, sequence) in &self.sequences {
-            if id == whose || sequence.is_leaving {
+            if id == whose || sequence.is_leaving || self.is_stranded(id) {
                 continue;
             }
             let length = sequence.length;
@@ -511,9 +654,13 @@ impl World {
                 assert_eq!(length % PAGE, 0, "{id} could decode");
             }
         }
-        let in_flight = self.settings.rows_in_flight_max as usize - self.flow.rows_free();
+        // What is stranded is in nobody's way.
+        let others = self.flow.rows_free() + self.flow.rows_stranded();
+        let in_flight = self.settings.rows_in_flight_max as usize - others;
         if others_decode {
-            let sampled = self.sequences.values().filter(|other| !other.is_leaving).count();
+            let counts =
+                |(id, other): &(&SequenceId, &Sequence)| !other.is_leaving && !self.is_stranded(**id);
+            let sampled = self.sequences.iter().filter(counts).count();
             let of_prompts = in_flight.saturating_sub(sampled) + count as usize;
             assert!(of_prompts <= self.settings.prefill_rows_max as usize);
         }

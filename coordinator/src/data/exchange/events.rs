@@ -38,6 +38,8 @@ pub struct Exchange {
     pub(super) attempts_most: u8,
     /// The rows of the dispatch that was closed last.
     pub(super) entries: Vec<Entry>,
+    /// Somebody holds what nobody held.
+    pub(super) have_holders_come: bool,
     landed: Vec<SlotId>,
 }
 
@@ -67,6 +69,7 @@ impl Exchange {
             taken: Vec::new(),
             attempts_most: 0,
             entries: Vec::new(),
+            have_holders_come: false,
             landed: Vec::new(),
             settings,
         }
@@ -75,12 +78,14 @@ impl Exchange {
     /// A link to a node opened. What is sent to the node from now on goes over it, also where an older link stands.
     pub fn handle_link(&mut self, link: LinkId, node: NodeId, room: LinkRoom, _now: Instant) {
         self.router.open_link(link, node, room, &self.settings);
+        self.see_holders();
     }
 
     /// A link has ended. All that was out on it goes elsewhere, each dispatch alone: the node may have died under it.
     pub fn handle_link_ended(&mut self, link: LinkId, _now: Instant) {
         let Some(link_at) = self.router.find_link(link) else { return };
         self.router.end_link(link_at);
+        self.see_holders();
         let was_only_one = self.router.links[link_at as usize].open == 1;
         while let Some(at) = self.ledger.first_of_link(link_at) {
             let dispatch = self.close(at);
@@ -97,6 +102,7 @@ impl Exchange {
     /// The placement changed. Dispatches that are out stay so.
     pub fn handle_placement(&mut self, placement: Arc<Placement>, _now: Instant) {
         self.router.seat(&placement);
+        self.see_holders();
         self.epochs.begin(placement.epoch);
         self.hedge_all();
         self.leave_out_all();
@@ -125,7 +131,9 @@ impl Exchange {
                     let queue = &mut self.router.queues[queue_at as usize];
                     queue.waiting.push_back(&mut self.landing.slots, slot);
                     // Behind others it is offered with them.
-                    if queue.waiting.len == 1 {
+                    if queue.is_missing {
+                        self.landing.handle_stranded(slot, true);
+                    } else if queue.waiting.len == 1 {
                         self.router.offer(queue_at);
                     }
                     slot += 1;

@@ -80,6 +80,11 @@ pub(super) struct Row {
     pub(super) state: RowState,
     /// In this life it goes on without experts that nobody holds.
     pub(super) may_leave_out: bool,
+    /// Of its slots, how many wait for experts that nobody holds; whether it was told that any do; and whether that is to be
+    /// told anew.
+    pub(super) slots_stranded: u32,
+    pub(super) is_told_stranded: bool,
+    pub(super) is_stranding_new: bool,
 }
 
 /// All rows.
@@ -92,6 +97,7 @@ pub(super) struct Landing {
     pub(super) whole: VecDeque<RowId>,
     pub(super) failed: VecDeque<(RowId, RowFailed)>,
     pub(super) left_out: VecDeque<LeftOut>,
+    pub(super) stranded: VecDeque<RowId>,
     stamp: u64,
 }
 
@@ -115,6 +121,9 @@ impl Landing {
             at: 0,
             state: RowState::Absent,
             may_leave_out: false,
+            slots_stranded: 0,
+            is_told_stranded: false,
+            is_stranding_new: false,
         };
         let slot = Slot {
             next: NONE,
@@ -136,6 +145,7 @@ impl Landing {
             whole: VecDeque::with_capacity(rows_max as usize),
             failed: VecDeque::with_capacity(rows_max as usize),
             left_out: VecDeque::new(),
+            stranded: VecDeque::with_capacity(rows_max as usize),
             stamp: 0,
         }
     }

@@ -41,7 +41,7 @@ impl Exchange {
         let first = row * self.landing.slots_per_row;
         for slot in first..first + self.landing.rows[row as usize].slots {
             let of = &self.landing.slots[slot as usize];
-            if !of.is_filled && self.router.is_missing(of.queue) {
+            if !of.is_filled && self.router.queues[of.queue as usize].is_missing {
                 self.leave_out(slot);
             }
         }
@@ -57,7 +57,7 @@ impl Exchange {
     /// What waits in a queue, if nobody is left to take it.
     pub(super) fn leave_out_waiting(&mut self, queue: u32) {
         let of = &self.router.queues[queue as usize];
-        if of.waiting.len + of.suspects.len == 0 || !self.router.is_missing(queue) {
+        if of.waiting.len + of.suspects.len == 0 || !of.is_missing {
             return;
         }
         for first in [of.waiting.first, of.suspects.first] {

@@ -16,7 +16,8 @@
 //! | `ledger` | open dispatches: what each may still fill, and when it is overdue |
 //! | `settle` | what follows when a dispatch returned, was refused, or died |
 //! | `late` | what is out to a peer that has gone silent |
-//! | `missing` | rows that go on without experts that nobody holds |
+//! | `stranded` | rows that wait for experts that nobody holds |
+//! | `missing` | rows that go on without those |
 //!
 //! **Replicas are chosen when a frame is made**, not when rows come: whoever has room first takes what waits. All that
 //! waits for an expert goes to one replica in one dispatch, unless that would overload it.
@@ -45,6 +46,7 @@ mod observed;
 mod router;
 mod seats;
 mod settle;
+mod stranded;
 mod waits;
 
 pub use counters::ExchangeCounters;
@@ -54,6 +56,7 @@ pub use interface::{
 };
 pub use missing::LeftOut;
 pub use observed::{ActorSeen, LinkSeen};
+pub use stranded::{Lack, Stranded};
 pub use waits::{Held, Wait};
 
 /// No index.

@@ -39,6 +39,8 @@ pub(super) struct Queue {
     pub(super) actors_len: u32,
     /// The actor that is reserved for the suspects.
     reserved: u32,
+    /// Nobody who holds it can be reached, as of the last change of links or placement.
+    pub(super) is_missing: bool,
 }
 
 /// Why an actor gets nothing for a while.
@@ -156,6 +158,12 @@ impl Router {
         }
     }
 
+    /// The queue of one shard of an expert, if it was ever heard of.
+    pub(super) fn find_queue(&self, layer: u32, expert: u32, shard: u8) -> Option<u32> {
+        let first = *self.layers.get(layer as usize)?.get(expert as usize)?;
+        (first != NONE).then(|| first + u32::from(shard))
+    }
+
     #[cold]
     fn add_queues(&mut self, layer: u32, expert: u32) -> u32 {
         let first = self.queues.len() as u32;
@@ -175,6 +183,7 @@ impl Router {
             actors_first: 0,
             actors_len: 0,
             reserved: NONE,
+            is_missing: true,
         }));
         first
     }
@@ -240,11 +249,6 @@ impl Router {
     /// It holds the expert, as far as is known, and can be reached.
     pub(super) fn is_holder(&self, actor: &Actor) -> bool {
         actor.link != NONE && !actor.is_gone && actor.pause != Pause::NotServing
-    }
-
-    /// Nobody who holds what waits in a queue can be reached: no node of the placement that has a link.
-    pub(super) fn is_missing(&self, queue: u32) -> bool {
-        self.actors_of(queue).iter().all(|at| self.actors[*at as usize].link == NONE)
     }
 
     /// It may get rows, but for the room.

@@ -189,6 +189,9 @@ impl Exchange {
             (slot.place, slot.begins_group) = (Place::Suspect, begins_group);
             queue.suspects.push_back(&mut self.landing.slots, slot_at);
         }
+        if queue.is_missing {
+            self.landing.handle_stranded(slot_at, true);
+        }
         true
     }
 
@@ -251,6 +254,7 @@ impl Exchange {
         let queue = &mut self.router.queues[queue_at as usize];
         let place = std::mem::replace(&mut slot.place, Place::Off);
         slot.begins_group = false;
+        let is_stranded = place != Place::Off && queue.is_missing;
         match place {
             Place::Off => {}
             Place::Waiting => {
@@ -265,6 +269,9 @@ impl Exchange {
                     self.router.set_suspects_gone(queue_at);
                 }
             }
+        }
+        if is_stranded {
+            self.landing.handle_stranded(slot_at, false);
         }
     }
 

@@ -9,6 +9,7 @@ use super::NONE;
 use super::events::Exchange;
 use super::landing::{Place, RowState};
 use super::router::{Actor, Pause};
+use super::stranded::Lack;
 use crate::data::ids::{LinkId, RowId};
 use crate::placement::NodeId;
 
@@ -100,6 +101,14 @@ impl Exchange {
             waits.extend(slots.filter_map(|slot| self.wait(slot, out.get(&slot).copied(), now)));
         }
         waits
+    }
+
+    /// What a row waited for that was set aside.
+    pub fn wait_for(&self, lack: Lack, now: Instant) -> Wait {
+        let Lack { layer, expert, shard } = lack;
+        let queue = self.router.find_queue(layer, expert, shard);
+        let held = queue.map_or(Held::NoHolder, |queue| self.queued(queue, Place::Waiting, now));
+        Wait { layer, expert, shard, held }
     }
 
     fn wait(&self, slot_at: u32, dispatch: Option<u32>, now: Instant) -> Option<Wait> {

@@ -34,9 +34,16 @@ pub(super) struct Row {
     pub(super) samples: bool,
     /// The head has something to do for it.
     pub(super) has_head: bool,
+    /// It waits for an expert that nobody holds.
+    pub(super) is_stranded: bool,
 }
 
 impl Row {
+    /// It has left the first door.
+    pub(super) fn is_inside(&self) -> bool {
+        self.stage > 0 || matches!(self.place, Place::Computing | Place::Out)
+    }
+
     /// Whether it waits at the door of `stage` to be computed.
     pub(super) fn is_ready_at(&self, stage: u32) -> bool {
         self.stage == stage && matches!(self.place, Place::First | Place::Following)
@@ -54,6 +61,8 @@ struct Sequence {
     next_position: u32,
     is_known: bool,
     is_leaving: bool,
+    /// Rows of it that are stranded; as it began to leave, if it leaves.
+    stranded: u32,
 }
 
 /// All rows and their sequences.
@@ -76,6 +85,7 @@ impl Rows {
             place: Place::Free,
             samples: false,
             has_head: false,
+            is_stranded: false,
         };
         Self {
             rows: vec![nothing; rows_max as usize],
@@ -118,7 +128,7 @@ impl Rows {
         known.next_position += 1;
         self.links.push_back(&mut known.rows, row);
         self.rows[row as usize] =
-            Row { sequence, position, stage: 0, place: Place::Parked, samples, has_head };
+            Row { sequence, position, stage: 0, place: Place::Parked, samples, has_head, is_stranded: false };
         row
     }
 
@@ -157,6 +167,28 @@ impl Rows {
         self.sequences[self.row(row).sequence.0 as usize].is_leaving
     }
 
+    /// Whether a sequence has rows that are stranded.
+    pub(super) fn is_stranded(&self, sequence: SequenceId) -> bool {
+        self.sequences[sequence.0 as usize].stranded > 0
+    }
+
+    /// A row is stranded, or is so no more. True if with it its sequence is, which does not leave.
+    pub(super) fn set_stranded(&mut self, row: u32, is_stranded: bool) -> bool {
+        let row = &mut self.rows[row as usize];
+        let sequence = &mut self.sequences[row.sequence.0 as usize];
+        if sequence.is_leaving || std::mem::replace(&mut row.is_stranded, is_stranded) == is_stranded {
+            return false;
+        }
+        let before = sequence.stranded;
+        sequence.stranded = if is_stranded { before + 1 } else { before - 1 };
+        (before == 0) != (sequence.stranded == 0)
+    }
+
+    /// The rows of a sequence, from the last to the first.
+    pub(super) fn of(&self, sequence: SequenceId) -> impl Iterator<Item = u32> + '_ {
+        std::iter::successors(self.last(sequence), |&row| self.before(row))
+    }
+
     /// The sequence's first row.
     pub(super) fn first(&self, sequence: SequenceId) -> Option<u32> {
         self.sequences.get(sequence.0 as usize)?.rows.first()
@@ -189,15 +221,13 @@ impl Rows {
 
     /// The rows of a sequence that stand at doors, from the last to the first.
     pub(super) fn at_doors(&self, sequence: SequenceId) -> impl Iterator<Item = RowId> + '_ {
-        std::iter::successors(self.last(sequence), |&row| self.before(row))
+        self.of(sequence)
             .filter(|&row| matches!(self.row(row).place, Place::First | Place::Following | Place::Parked))
             .map(RowId)
     }
 
     /// The rows of a sequence that are out, from the last to the first.
     pub(super) fn out(&self, sequence: SequenceId) -> impl Iterator<Item = RowId> + '_ {
-        std::iter::successors(self.last(sequence), |&row| self.before(row))
-            .filter(|&row| self.row(row).place == Place::Out)
-            .map(RowId)
+        self.of(sequence).filter(|&row| self.row(row).place == Place::Out).map(RowId)
     }
 }

@@ -16,7 +16,7 @@ pub enum Held {
     },
     /// As many run as may.
     Places {
-        /// How many.
+        /// How many, with those whose last rows are on their way back.
         running: usize,
     },
     /// KV pages.
@@ -32,6 +32,8 @@ pub enum Held {
     Prompt,
     /// So many rows are under way as may be, or as prompts may have beside those who decode.
     Rows,
+    /// Somebody who holds an expert that it needs: it has given way to those who do not need that.
+    Aside,
     /// It runs no more, and its last rows are on their way back.
     Leaving,
     /// Nothing: it goes on at once.
@@ -39,12 +41,14 @@ pub enum Held {
 }
 
 impl Scheduler {
-    /// Those that wait to begin, in the order in which they will, each with what it waits for.
+    /// Those that wait to begin, in the order in which they will, each with what it waits for; then those that are set aside.
     pub fn held_requests(&self) -> impl Iterator<Item = (RequestId, Held)> + '_ {
-        self.requests.in_line().enumerate().map(|(ahead, place)| {
+        let in_line = self.requests.in_line().enumerate().map(|(ahead, place)| {
             let held = if ahead == 0 { self.held_first(place) } else { Held::Behind { ahead } };
-            (RequestId(self.requests.get(place).id), held)
-        })
+            (place, held)
+        });
+        let aside = self.requests.all_aside().map(|place| (place, Held::Aside));
+        in_line.chain(aside).map(|(place, held)| (RequestId(self.requests.get(place).id), held))
     }
 
     /// What the request waits for whose turn it is.
@@ -53,7 +57,6 @@ impl Scheduler {
         if request.sequence.is_some() {
             return Held::Leaving;
         }
-        let running = self.sequences.running();
         let (free, pages) = (self.pages.available(), self.settings.pages);
         if self.prompts >= PROMPTS_MAX {
             return Held::Prompt;
@@ -63,8 +66,8 @@ impl Scheduler {
         if !self.sequences.starved.is_empty() || free < needed {
             return Held::Pages { needed, free, pages };
         }
-        if running == self.settings.sequences_max as usize {
-            return Held::Places { running };
+        if self.sequences.next_place().is_none() {
+            return Held::Places { running: self.sequences.running() + self.sequences.leaving };
         }
         if self.chunk_rows(request.length()).is_none() { Held::Rows } else { Held::Nothing }
     }
@@ -77,7 +80,7 @@ impl Scheduler {
                 Held::Pages { needed: 1, free: self.pages.available(), pages: self.settings.pages }
             }
             State::Ready | State::Prefilling => Held::Rows,
-            State::Sampling | State::Free => Held::Nothing,
+            State::Sampling | State::Stranded | State::Free => Held::Nothing,
         }
     }
 }

@@ -95,11 +95,16 @@ impl Pages {
         next.is_some_and(|by| *by != sequence)
     }
 
-    /// The first rows of a sequence are given out: what it found counts, and the rest of its whole blocks will come.
+    /// The first rows of a sequence are given out: what it found counts, and the rest is promised.
     pub(super) fn handle_first_rows(&mut self, sequence: SequenceId, of: &Sequence, hashes: &[BlockHash]) {
         self.seen.begun += 1;
         self.seen.hits += u64::from(of.found > 0);
         self.seen.positions += u64::from(of.found * super::PAGE);
+        self.promise(sequence, of, hashes);
+    }
+
+    /// The rest of its whole blocks will come, unless somebody else computes them.
+    pub(super) fn promise(&mut self, sequence: SequenceId, of: &Sequence, hashes: &[BlockHash]) {
         for hash in to_come(of, hashes) {
             self.promised.entry(*hash).or_insert(sequence);
         }

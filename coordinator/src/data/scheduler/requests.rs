@@ -109,6 +109,8 @@ pub(super) struct Request {
     /// As which it runs, or, if it waits, as which it ran and still leaves.
     pub(super) sequence: Option<SequenceId>,
     waits: bool,
+    /// It waits in no line, because nobody holds an expert that it needs.
+    is_aside: bool,
     class: usize,
     /// The order in which requests came.
     arrival: u64,
@@ -156,6 +158,8 @@ pub(super) struct Requests {
     free: Vec<u32>,
     places: HashMap<RequestId, u32, BuildHasherDefault<DefaultHasher>>,
     waiting: [Line; Priority::CLASSES],
+    /// Those that are set aside.
+    aside: Line,
     links: Links,
     queue_max: usize,
     arrivals: u64,
@@ -173,6 +177,7 @@ impl Requests {
             // Twice the room, so that it is tidied in place and never grows.
             places: HashMap::with_capacity_and_hasher(2 * places as usize, BuildHasherDefault::default()),
             waiting: [Line::default(); Priority::CLASSES],
+            aside: Line::default(),
             links: Links::new(places as usize),
             queue_max: queue_max as usize,
             arrivals: 0,
@@ -182,7 +187,12 @@ impl Requests {
     }
 
     pub(super) fn waiting(&self) -> usize {
-        self.waiting.iter().map(Line::len).sum()
+        self.waiting.iter().map(Line::len).sum::<usize>() + self.aside.len()
+    }
+
+    /// Of those that wait, how many are set aside.
+    pub(super) fn aside(&self) -> usize {
+        self.aside.len()
     }
 
     pub(super) fn find(&self, id: RequestId) -> Option<u32> {
@@ -219,6 +229,11 @@ impl Requests {
         let of_class = |line: &Line| std::iter::successors(line.first(), |place| self.links.after(*place));
         let others = self.waiting.iter().rev().flat_map(of_class).filter(move |place| Some(*place) != next);
         next.into_iter().chain(others)
+    }
+
+    /// Those that are set aside.
+    pub(super) fn all_aside(&self) -> impl Iterator<Item = u32> + '_ {
+        std::iter::successors(self.aside.first(), |place| self.links.after(*place))
     }
 
     /// A request joins the queue.
@@ -282,8 +297,28 @@ impl Requests {
         rank
     }
 
-    /// It was preempted and waits again, where it came.
+    /// It was preempted and waits again.
     pub(super) fn wait_again(&mut self, place: u32) {
+        self.get_mut(place).preempted += 1;
+        self.join(place);
+    }
+
+    /// It ran, and waits in no line.
+    pub(super) fn set_aside(&mut self, place: u32) {
+        self.get_mut(place).is_aside = true;
+        self.links.push_back(&mut self.aside, place);
+    }
+
+    /// It waits in its line again, if it was set aside.
+    pub(super) fn call_back(&mut self, place: u32) {
+        if std::mem::take(&mut self.get_mut(place).is_aside) {
+            self.links.remove(&mut self.aside, place);
+            self.join(place);
+        }
+    }
+
+    /// It joins its line where it came.
+    fn join(&mut self, place: u32) {
         let Request { class, arrival, .. } = *self.get(place);
         let line = &mut self.waiting[class];
         // Those before are few: they came earlier, and had to give way too.
@@ -292,9 +327,7 @@ impl Requests {
             later = self.links.after(other);
         }
         self.links.insert(line, place, later);
-        let request = self.get_mut(place);
-        request.waits = true;
-        request.preempted += 1;
+        self.get_mut(place).waits = true;
     }
 
     /// It is done with. Returns the sequence as which it runs or leaves.
@@ -302,6 +335,9 @@ impl Requests {
         let request = std::mem::take(self.get_mut(place));
         if request.waits {
             self.links.remove(&mut self.waiting[request.class], place);
+        }
+        if request.is_aside {
+            self.links.remove(&mut self.aside, place);
         }
         self.places.remove(&RequestId(request.id));
         self.free.push(place);

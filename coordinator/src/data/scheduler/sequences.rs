@@ -20,6 +20,8 @@ pub(super) enum State {
     Ready,
     /// A page for it.
     Starved,
+    /// Somebody who holds an expert that a row of it needs. It gets no more rows until then, and gives way before all others.
+    Stranded,
     /// Its last row to leave.
     Leaving,
 }
@@ -42,6 +44,10 @@ pub(super) struct Sequence {
     pub(super) own: u32,
     /// How late it gives way.
     pub(super) rank: usize,
+    /// Counts sequences in the order in which they began.
+    began: u64,
+    /// It has been stranded for long.
+    is_long: bool,
     /// Whether any row was given to the flow.
     pub(super) has_rows: bool,
 }
@@ -73,10 +79,17 @@ pub(super) struct Sequences {
     /// Those in state `Starved`.
     pub(super) starved: Line,
     links: Links,
+    /// How many began.
+    begun: u64,
     /// How many are in state `Sampling`: each has one row in flight that is sampled.
     pub(super) sampling: usize,
     /// How many are in state `Leaving`.
     pub(super) leaving: usize,
+    /// How many are in state `Stranded`.
+    pub(super) stranded: usize,
+    /// How many of these have been for long, and the pages that they have.
+    long: usize,
+    pub(super) pages_long: u32,
 }
 
 impl Sequences {
@@ -91,8 +104,12 @@ impl Sequences {
             ready: Line::default(),
             starved: Line::default(),
             links: Links::new(places),
+            begun: 0,
             sampling: 0,
             leaving: 0,
+            stranded: 0,
+            long: 0,
+            pages_long: 0,
         }
     }
 
@@ -109,14 +126,30 @@ impl Sequences {
         self.running.iter().map(Line::len).sum()
     }
 
+    /// How many run and may go on.
+    pub(super) fn going(&self) -> usize {
+        self.running() - self.stranded
+    }
+
     /// Who gives way first: of the lowest rank whoever began last.
     pub(super) fn first_to_give_way(&self) -> Option<SequenceId> {
         self.running.iter().find_map(Line::last).map(SequenceId)
     }
 
-    /// Those that have given out their prompt.
+    /// The same of those that are stranded, or of those that have been for long.
+    pub(super) fn first_stranded(&self, is_long: bool) -> Option<SequenceId> {
+        if (if is_long { self.long } else { self.stranded }) == 0 {
+            return None;
+        }
+        let from_last = |line: &Line| std::iter::successors(line.last(), |place| self.ages.before(*place));
+        let mut places = self.running.iter().flat_map(from_last);
+        let is_such = |of: &Sequence| of.state == State::Stranded && (of.is_long || !is_long);
+        places.find(|place| is_such(&self.sequences[*place as usize])).map(SequenceId)
+    }
+
+    /// Those that may go on and have given out their prompt.
     pub(super) fn decoding(&self) -> usize {
-        self.running() - self.prefilling.len()
+        self.going() - self.prefilling.len()
     }
 
     /// Who in state `Prefilling` began next after this one; without one, first.
@@ -138,6 +171,8 @@ impl Sequences {
         let place = self.free.pop().expect("a place is free");
         let sequence = &mut self.sequences[place as usize];
         (sequence.request, sequence.target, sequence.rank) = (Some(request), target, rank);
+        sequence.began = self.begun;
+        self.begun += 1;
         self.ages.push_back(&mut self.running[rank], place);
         self.set_state(SequenceId(place), State::Prefilling);
     }
@@ -160,6 +195,31 @@ impl Sequences {
     /// There is no page for it.
     pub(super) fn handle_starved(&mut self, sequence: SequenceId) {
         self.set_state(sequence, State::Starved);
+    }
+
+    /// A row of it waits for an expert that nobody holds. Whoever has all it needs for its next token does not wait for that.
+    pub(super) fn handle_stranded(&mut self, sequence: SequenceId) {
+        if matches!(self.get(sequence).state, State::Prefilling | State::Sampling) {
+            self.set_state(sequence, State::Stranded);
+        }
+    }
+
+    /// It has been stranded for long.
+    pub(super) fn handle_long(&mut self, sequence: SequenceId) {
+        let of = &mut self.sequences[sequence.0 as usize];
+        if of.state == State::Stranded && !std::mem::replace(&mut of.is_long, true) {
+            self.long += 1;
+            self.pages_long += of.pages();
+        }
+    }
+
+    /// It goes on where it was.
+    pub(super) fn handle_found(&mut self, sequence: SequenceId) {
+        let of = self.get(sequence);
+        if of.state == State::Stranded {
+            let is_prompt = of.next < of.target;
+            self.set_state(sequence, if is_prompt { State::Prefilling } else { State::Sampling });
+        }
     }
 
     /// Up to so many that had no page try again, in the order in which they found none.
@@ -195,14 +255,32 @@ impl Sequences {
             State::Ready => self.links.remove(&mut self.ready, sequence.0),
             State::Starved => self.links.remove(&mut self.starved, sequence.0),
             State::Leaving => self.leaving -= 1,
+            State::Stranded => {
+                self.stranded -= 1;
+                if std::mem::take(&mut self.get_mut(sequence).is_long) {
+                    self.long -= 1;
+                    self.pages_long -= self.get(sequence).pages();
+                }
+            }
             State::Free => {}
         }
         match state {
-            State::Prefilling => self.links.push_back(&mut self.prefilling, sequence.0),
+            State::Prefilling => {
+                // Only one that was stranded is older than any of them.
+                let began = self.get(sequence).began;
+                let mut later = None;
+                let mut last = self.prefilling.last();
+                while let Some(other) = last.filter(|other| self.sequences[*other as usize].began > began) {
+                    later = Some(other);
+                    last = self.links.before(other);
+                }
+                self.links.insert(&mut self.prefilling, sequence.0, later);
+            }
             State::Sampling => self.sampling += 1,
             State::Ready => self.links.push_back(&mut self.ready, sequence.0),
             State::Starved => self.links.push_back(&mut self.starved, sequence.0),
             State::Leaving => self.leaving += 1,
+            State::Stranded => self.stranded += 1,
             State::Free => {}
         }
         self.get_mut(sequence).state = state;
