@@ -149,7 +149,8 @@ mod system {
 #[cfg(not(target_os = "linux"))]
 pub(super) fn pin(_core: usize) {}
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
 
